@@ -1,0 +1,103 @@
+"""The routed experts: two layouts of the same weights, and the ways to compute them.
+
+`FusedExperts` keeps all experts of a layer in two 3-D parameters (fast, trainable); `PerExpertLinears` keeps
+plain `nn.Linear` modules, the only layout that bitsandbytes can quantize. On disk both are DeepSeek's
+per-expert names, so either layout loads either checkpoint.
+
+Shapes: N tokens, K experts per token, S = N*K token-expert pairs, E experts, H hidden, I expert width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.integrations.moe import (
+    ALL_EXPERTS_FUNCTIONS,
+    batched_mm_experts_forward,
+    grouped_mm_experts_forward,
+)
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Experts, DeepseekV2MLP
+
+from most_core.config import MostConfig
+
+
+class FusedExperts(DeepseekV2Experts):
+    """`gate_up_proj` [E, 2I, H] and `down_proj` [E, H, I]; forward goes to the configured backend."""
+
+
+class PerExpertLinears(nn.ModuleList):
+    """One small gated MLP per expert, as DeepSeek's checkpoints name them."""
+
+    def __init__(self, config: MostConfig) -> None:
+        width = config.moe_intermediate_size
+        super().__init__(
+            DeepseekV2MLP(config, intermediate_size=width) for _ in range(config.n_routed_experts)
+        )
+
+    def forward(
+        self, hidden_NH: torch.Tensor, indices_NK: torch.Tensor, weights_NK: torch.Tensor
+    ) -> torch.Tensor:
+        return sum_over_experts(hidden_NH, indices_NK, weights_NK, len(self), lambda e, x: self[e](x))
+
+
+def sum_over_experts(
+    hidden_NH: torch.Tensor,
+    indices_NK: torch.Tensor,
+    weights_NK: torch.Tensor,
+    num_experts: int,
+    expert: Callable[[int, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Weighted sum of `expert(e, rows)` over each token's experts; only experts that got a token are called."""
+    k = indices_NK.shape[1]
+    if len(hidden_NH) == 0:
+        return hidden_NH
+    order, spans = sort_by_expert(indices_NK, num_experts)
+    rows = hidden_NH[order // k]
+    outputs = torch.cat([expert(e, rows[start:stop]) for e, start, stop in spans])
+    weighted = outputs * weights_NK.reshape(-1)[order, None]  # float32, as the weights are
+    back = torch.empty_like(weighted).index_copy_(0, order, weighted)
+    return back.view(-1, k, weighted.shape[-1]).sum(1).to(hidden_NH.dtype)
+
+
+def sort_by_expert(
+    indices_NK: torch.Tensor, num_experts: int
+) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
+    """(order [S] of the pairs sorted by expert, [(expert, start, stop)] of the experts that were hit)."""
+    flat = indices_NK.reshape(-1)
+    order = flat.argsort(stable=True)
+    return order, list(_spans(torch.bincount(flat, minlength=num_experts).tolist()))
+
+
+def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            yield expert, start, start + count
+            start += count
+
+
+def most_experts_forward(
+    self: FusedExperts, hidden_NH: torch.Tensor, indices_NK: torch.Tensor, weights_NK: torch.Tensor
+) -> torch.Tensor:
+    """Our backend: loop over the experts hit on CPU; on CUDA grouped products, or a gather for a few tokens.
+
+    On CPU a gather copies every chosen matrix (30 times slower at full width) and grouped_mm gains nothing.
+    """
+    if hidden_NH.device.type == "cuda":
+        few = indices_NK.numel() <= self.num_experts // 4
+        forward = batched_mm_experts_forward if few else grouped_mm_experts_forward
+        return forward(self, hidden_NH, indices_NK, weights_NK)
+    # unbind, not indexing: its backward stacks all experts' gradients once (idle ones get zeros).
+    gate_up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
+
+    def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
+        gate, up = F.linear(rows, gate_up[e]).chunk(2, dim=-1)
+        return F.linear(self.act_fn(gate) * up, down[e])
+
+    return sum_over_experts(hidden_NH, indices_NK, weights_NK, self.num_experts, expert)
+
+
+ALL_EXPERTS_FUNCTIONS.register("most", most_experts_forward)
