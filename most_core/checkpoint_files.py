@@ -1,0 +1,172 @@
+"""Files of checkpoints: reading what others wrote without running their code, writing whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+SAFETENSORS = ".safetensors"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or a one-line error that names the file."""
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected an object with settings")
+    return values
+
+
+def load_weights(path: Path, *wrappers: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors or PyTorch file by name, mapped into memory rather than read.
+
+    `wrappers` are keys under which some checkpoints keep their state dict ("model", "generator", ...).
+    """
+    content = load_content(path)
+    for key in wrappers:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of named tensors")
+    for name, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{path}: {name} is a {type(value).__name__}, expected only tensors: save the state dict")
+    return content
+
+
+def load_content(path: Path) -> Any:
+    """Whatever a safetensors or PyTorch file holds. Pickled code is never run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give an existing file")
+    try:
+        if path.suffix == SAFETENSORS:
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except (SafetensorError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or not complete: {_first_line(error)}") from None
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} holds more than tensors or is damaged ({_first_line(error)}): if you trust it, re-save its "
+            "tensors alone, torch.save({'model': torch.load(path, weights_only=False)['model']}, 'tensors.pt'), and give that"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160].rstrip(". ")
+
+
+def weight_files(src: Path) -> list[Path]:
+    """The weight files of a model folder in transformers' naming, or `src` itself if it is a file."""
+    if src.is_file():
+        return [src]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = src / f"{name}.index.json"
+        if index.is_file():
+            shards = [src / shard for shard in sorted(set(read_json(index).get("weight_map", {}).values()))]
+            for shard in shards:
+                if not shard.is_file():
+                    raise FileNotFoundError(f"{shard} is missing but {index.name} names it: fetch it again")
+            return shards
+        if (src / name).is_file():
+            return [src / name]
+    raise FileNotFoundError(f"{src} holds no weights: expected model.safetensors, or its index and shards")
+
+
+def load_exactly(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """`load_state_dict` with an error that names the first tensor that does not fit."""
+    own = model.state_dict()
+    check_shapes(
+        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        where,
+    )
+    model.load_state_dict(state)
+
+
+def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raise for the first tensor that is missing, unexpected or of another shape."""
+    for name in expected:
+        if name not in found:
+            raise ValueError(f"{where}: tensor {name} is missing: the checkpoint is not complete")
+    for name, shape in found.items():
+        if name not in expected:
+            raise ValueError(f"{where}: tensor {name} is unexpected: the configuration describes another model")
+        if shape != expected[name]:
+            raise ValueError(
+                f"{where}: tensor {name} has shape {list(shape)}, the configuration expects {list(expected[name])}"
+            )
+
+
+@contextmanager
+def written_whole(dst: Path) -> Iterator[Path]:
+    """A temporary sibling of `dst` to write a file or folder to; it becomes `dst` only if nothing goes wrong."""
+    if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
+        raise ValueError(f"{dst} exists already: remove it or choose another destination")
+    new_parent = not dst.parent.exists()
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    partial = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, dst)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+        if new_parent and not any(dst.parent.iterdir()):
+            dst.parent.rmdir()
+
+
+class ShardWriter:
+    """Writes a model tensor by tensor, at most `max_bytes` in memory, under transformers' file names."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes = 0
+        self._shards: list[list[str]] = []
+        self._total_bytes = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        if self._pending and self._pending_bytes + tensor.nbytes > self.max_bytes:
+            self._flush()
+        self._pending[name] = tensor.contiguous()
+        self._pending_bytes += tensor.nbytes
+
+    def close(self) -> None:
+        """Write what is left, then give the shards their final names and an index if there are several."""
+        self._flush()
+        count = len(self._shards)
+        if count == 1:
+            self._shard_path(0).rename(self.folder / "model.safetensors")
+            return
+        weight_map = {}
+        for number, names in enumerate(self._shards):
+            final = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            self._shard_path(number).rename(self.folder / final)
+            weight_map |= dict.fromkeys(names, final)
+        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+    def _flush(self) -> None:
+        save_file(self._pending, self._shard_path(len(self._shards)), {"format": "pt"})
+        self._shards.append(list(self._pending))
+        self._total_bytes += self._pending_bytes
+        self._pending, self._pending_bytes = {}, 0
+
+    def _shard_path(self, number: int) -> Path:
+        return self.folder / f"shard-{number}.safetensors"

@@ -1,0 +1,318 @@
+"""The streaming loop that everybody uses: prompts in, tokens out, one at a time, for one conversation or several.
+
+`TokenLoop` decodes all active `Generation`s together, one token each per `step()`. A `ReplyGrammar` says which tokens
+may come next (units only between begin and end of audio; a reply is text, then its speech, sentence by sentence);
+without one, decoding is free and greedy decoding equals Hugging Face's `generate()` token for token.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from most_core.config import MostConfig
+from most_core.decoder import Decoder
+from most_core.processing import Prompt
+from most_core.router import modality_of
+from most_core.trace import RoutingRecorder
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to decode. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token. The repetition penalty
+    (Hugging Face's: prompt included) leaves units alone, which repeat by nature."""
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    speak: bool = True
+    max_sentence_tokens: int = 64
+    max_sentence_units: int = 375  # 15 s at 25 Hz
+    max_heard_tokens: int = 128
+    stop_ids: tuple[int, ...] = ()
+    knock_out_mode: str = "next"
+
+    def __post_init__(self) -> None:
+        for name, ok, rule in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("max_sentence_tokens", self.max_sentence_tokens >= 1, "at least 1"),
+            ("max_sentence_units", self.max_sentence_units >= 1, "at least 1"),
+            ("max_heard_tokens", self.max_heard_tokens >= 1, "at least 1"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")
+
+
+HEARD, TEXT, SPEECH, DONE = "heard", "text", "speech", "done"
+
+
+class ReplyGrammar:
+    """Where in a reply we are, and so which tokens may come next.
+
+    `start` is "heard" for a spoken prompt, "text" for a typed one, or "speech" for reading aloud, where the whole
+    reply is one stretch of units. `phase` is "heard", "text", "speech" or "done".
+    """
+
+    def __init__(
+        self, config: MostConfig, special_ids: Sequence[int], settings: GenerationSettings, start: str = TEXT
+    ) -> None:
+        self.tokens = tokens = config.tokens
+        self.settings, self.phase, self.only_speech = settings, start, start == SPEECH
+        self.eos = config.eos_token_id if isinstance(config.eos_token_id, int) else config.eos_token_id[0]
+        self.count = 0  # tokens of the current stretch
+        self.unsaid = False  # text waiting for its speech
+        text = torch.zeros(config.vocab_size, dtype=torch.bool)
+        text[: tokens.first_unit] = True
+        text[list(special_ids)] = False
+        units = torch.zeros_like(text)
+        units[tokens.first_unit : tokens.first_unit + tokens.num_units] = True
+        self._sets = {"text": text, "units": units}
+        self._masks: dict[tuple[str | int, ...], torch.Tensor] = {}
+
+    def allowed(self) -> tuple[str | int, ...]:
+        """The sets and single ids that may come next."""
+        tokens, settings = self.tokens, self.settings
+        if self.phase == HEARD:
+            return (tokens.heard_end,) if self.count >= settings.max_heard_tokens else ("text", tokens.heard_end)
+        if self.phase == SPEECH:
+            end = self.eos if self.only_speech else tokens.audio_end
+            if self.count >= settings.max_sentence_units:
+                return (end,)
+            return ("units", end) if self.count else ("units",)
+        after = tokens.audio_start if self.unsaid and settings.speak else self.eos
+        if self.unsaid and self.count >= settings.max_sentence_tokens:
+            return (after,)
+        return ("text", after)
+
+    def bias(self) -> torch.Tensor:
+        """[V]: 0 for tokens that may come next, -inf for the others."""
+        key = self.allowed()
+        if key not in self._masks:
+            allowed = torch.zeros_like(self._sets["text"])
+            for item in key:
+                if isinstance(item, str):
+                    allowed |= self._sets[item]
+                else:
+                    allowed[item] = True
+            self._masks[key] = torch.zeros(len(allowed)).masked_fill_(~allowed, float("-inf"))
+        return self._masks[key]
+
+    def advance(self, token: int) -> None:
+        """`token` was chosen."""
+        tokens = self.tokens
+        self.count += 1
+        if token == self.eos:
+            self.phase = DONE
+        elif token == tokens.heard_end:
+            self.phase, self.count = TEXT, 0
+        elif token == tokens.audio_start:
+            self.phase, self.count, self.unsaid = SPEECH, 0, False
+        elif token == tokens.audio_end:
+            self.phase, self.count = TEXT, 0
+        elif self.phase == TEXT:
+            self.unsaid = True
+
+
+class Sampler:
+    """Picks a token from logits: greedy, or sampled with its own random generator."""
+
+    def __init__(self, settings: GenerationSettings, prompt_ids: Iterable[int], last_penalised_id: int) -> None:
+        self.settings, self.last = settings, last_penalised_id
+        self.seen = {i for i in prompt_ids if i < last_penalised_id} if settings.repetition_penalty != 1.0 else set()
+        self.random = torch.Generator()
+        if settings.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed(settings.seed)
+
+    def pick(self, logits: torch.Tensor, bias: torch.Tensor | None) -> tuple[int, float]:
+        """(token, its log-probability among the allowed tokens, before temperature)."""
+        settings = self.settings
+        if self.seen:
+            index = torch.tensor(sorted(self.seen))
+            values = logits[index]
+            penalty = settings.repetition_penalty
+            logits = logits.index_copy(0, index, torch.where(values > 0, values / penalty, values * penalty))
+        if bias is not None:
+            logits = logits + bias
+        token = int(logits.argmax()) if settings.temperature == 0 else self._sample(logits / settings.temperature)
+        if settings.repetition_penalty != 1.0 and token < self.last:
+            self.seen.add(token)
+        return token, float(logits[token] - logits.logsumexp(0))
+
+    def _sample(self, logits: torch.Tensor) -> int:
+        settings = self.settings
+        if settings.top_k:
+            limit = logits.topk(min(settings.top_k, len(logits))).values[-1]
+            logits = logits.masked_fill(logits < limit, float("-inf"))
+        probs = logits.softmax(-1)
+        if settings.top_p < 1:
+            ordered, index = probs.sort(descending=True)
+            # Keep the smallest head that reaches top_p; the first token always stays.
+            ordered = ordered.masked_fill(ordered.cumsum(0) - ordered > settings.top_p, 0)
+            probs = torch.zeros_like(probs).scatter_(0, index, ordered)
+        return int(torch.multinomial(probs, 1, generator=self.random))
+
+
+@dataclass
+class Token:
+    """One generated token: its log-probability, and the phase of the reply it belongs to."""
+
+    id: int
+    logprob: float
+    phase: str
+
+
+@dataclass
+class Generation:
+    """One running reply. `finish_reason` is None until it ends: "stop", "length" or "cancelled"."""
+
+    slot: int
+    settings: GenerationSettings
+    sampler: Sampler
+    grammar: ReplyGrammar | None
+    stop_ids: frozenset[int]
+    logits: torch.Tensor
+    cancel: threading.Event | None = None
+    recorder: RoutingRecorder | None = None
+    turn: int = 0
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class TokenLoop:
+    """Decodes several generations together over one decoder. Thread-safe: callers on different threads may start and
+    step their own generations; each step holds the decoder for one token."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._free = list(reversed(range(decoder.slots)))
+        self._slots = threading.Condition()
+
+    def start(
+        self,
+        prompt: Prompt | Sequence[int],
+        settings: GenerationSettings | None = None,
+        *,
+        grammar: ReplyGrammar | None = None,
+        cancel: threading.Event | None = None,
+        recorder: RoutingRecorder | None = None,
+        knock_out: Sequence[tuple[int, int]] = (),
+        turn: int = 0,
+    ) -> Generation:
+        """Prefill a free slot (waiting for one if need be). Call `finish` in the end, whatever happens."""
+        settings = settings or GenerationSettings()
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
+        config, decoder = self.decoder.config, self.decoder
+        with self._slots:
+            while not self._free:
+                self._slots.wait()
+            slot = self._free.pop()
+        try:
+            with decoder.lock:
+                decoder.reset(slot)
+                decoder.knock_out(slot, knock_out, settings.knock_out_mode)
+                logits = decoder.prefill(slot, prompt.ids, prompt.features).cpu()
+                if recorder is not None:
+                    modality = modality_of(torch.tensor(prompt.ids), config.tokens).tolist()
+                    recorder.record(*decoder.routing(), prompt.ids, modality, role="user", turn=turn)
+        except BaseException:
+            self._release(slot)
+            raise
+        stops = settings.stop_ids or tuple(_ids(config.eos_token_id))
+        first_unit = config.tokens.first_unit if config.tokens else config.vocab_size
+        return Generation(
+            slot=slot,
+            settings=settings,
+            sampler=Sampler(settings, prompt.ids, first_unit),
+            grammar=grammar,
+            stop_ids=frozenset(stops),
+            logits=logits,
+            cancel=cancel,
+            recorder=recorder,
+            turn=turn,
+        )
+
+    def step(self, generations: Sequence[Generation]) -> list[tuple[Generation, Token]]:
+        """One token for each unfinished generation, decoded in one batch. A generation that ends gets its
+        `finish_reason`; the token that ended it is returned too."""
+        made: list[tuple[Generation, Token]] = []
+        for g in generations:
+            if g.finish_reason is not None:
+                continue
+            if g.cancel is not None and g.cancel.is_set():
+                g.finish_reason = "cancelled"
+                continue
+            phase = g.grammar.phase if g.grammar else TEXT
+            token, logprob = g.sampler.pick(g.logits, g.grammar.bias() if g.grammar else None)
+            if g.grammar:
+                g.grammar.advance(token)
+            g.tokens.append(Token(token, logprob, phase))
+            made.append((g, g.tokens[-1]))
+            if token in g.stop_ids:
+                g.finish_reason = "stop"
+            elif len(g.tokens) >= g.settings.max_new_tokens:
+                g.finish_reason = "length"
+        going = [(g, t) for g, t in made if g.finish_reason is None]
+        if going:
+            with self.decoder.lock:
+                logits = self.decoder.step([g.slot for g, _ in going], [t.id for _, t in going]).cpu()
+                self._record(going)
+            for row, (g, _) in zip(logits, going):
+                g.logits = row
+        return made
+
+    def _record(self, going: list[tuple[Generation, Token]]) -> None:
+        if all(g.recorder is None for g, _ in going):
+            return
+        probs, choice = self.decoder.routing()
+        for row, (g, token) in enumerate(going):
+            if g.recorder is not None:
+                audio = int(token.phase == SPEECH and modality_of(torch.tensor(token.id), self.decoder.config.tokens))
+                one = slice(row, row + 1)
+                g.recorder.record(
+                    probs[:, one], choice[:, one], [token.id], [audio], role="assistant", turn=g.turn
+                )
+
+    def finish(self, generation: Generation) -> None:
+        """Give the generation's slot back."""
+        generation.finish_reason = generation.finish_reason or "cancelled"
+        self._release(generation.slot)
+
+    def _release(self, slot: int) -> None:
+        with self._slots:
+            self._free.append(slot)
+            self._slots.notify()
+
+    def run(
+        self, prompts: Sequence[Prompt | Sequence[int]], settings: GenerationSettings | None = None
+    ) -> list[list[int]]:
+        """Decode several prompts in one batch without a grammar; the generated ids of each."""
+        if len(prompts) > self.decoder.slots:
+            raise ValueError(
+                f"{len(prompts)} prompts do not fit the decoder's {self.decoder.slots} slots: make it larger"
+            )
+        generations: list[Generation] = []
+        try:
+            for prompt in prompts:
+                generations.append(self.start(prompt, settings))
+            while self.step(generations):
+                pass
+        finally:
+            for generation in generations:
+                self.finish(generation)
+        return [[token.id for token in g.tokens] for g in generations]
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,227 @@
+"""Conversations to token ids and back: tokenizers, the chat template, and where speech goes in a prompt.
+
+A prompt in ids (small tokenizer's spelling):
+
+    <bos> <|user|> text [Wave] [Frame] x n [/Wave] <|assistant|> heard words [/Heard] answer [Audio] units [/Audio] <eos>
+
+`[Frame]` positions are filled with projected encoder features; spoken turns of the assistant are unit tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.decoders import DecodeStream
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from most_core.config import MostConfig, TokenTable
+from most_core.speech import SpeechEncoder, check_waveform
+
+TRANSCRIBE = "Transcribe the following speech into text."
+SPEAK = "Convert the following text into speech."
+
+PAD, BOS, EOS, SYSTEM, USER, ASSISTANT = "<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"
+SMALL_SPECIAL_TOKENS = (PAD, BOS, EOS, SYSTEM, USER, ASSISTANT)
+
+# One marker pair stands for each clip; MostProcessor replaces what is between by frames or units.
+_PARTS = """
+{%- macro render(content, role) -%}
+{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}
+{%- if part.type == 'text' -%}{{ part.text }}{%- elif role == 'assistant' -%}[Audio][/Audio]
+{%- else -%}[Wave][/Wave]{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}
+"""
+SMALL_CHAT_TEMPLATE = (
+    _PARTS
+    + """
+{{- '<bos>' -}}{%- for message in messages -%}{{- '<|' + message.role + '|>' + render(message.content, message.role) -}}
+{%- if message.role == 'assistant' -%}{{- '<eos>' -}}{%- endif -%}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+)
+# DeepSeek-V2's own form, with speech.
+DEEPSEEK_CHAT_TEMPLATE = (
+    _PARTS
+    + """
+{{- bos_token -}}{%- for message in messages -%}{%- if message.role == 'user' -%}
+{{- 'User: ' + render(message.content, 'user') + '\\n\\n' -}}{%- elif message.role == 'assistant' -%}
+{{- 'Assistant: ' + render(message.content, 'assistant') + eos_token -}}{%- else -%}
+{{- render(message.content, 'system') + '\\n\\n' -}}{%- endif -%}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"""
+)
+
+
+class Message(TypedDict):
+    """One turn, in Hugging Face's convention: content is text, or a list of
+    `{"type": "text", "text": str}` and `{"type": "audio", "audio": array, "sampling_rate": int}` parts."""
+
+    role: str
+    content: str | list[dict[str, Any]]
+
+
+@dataclass
+class Prompt:
+    """What the decoder is given: ids, and one feature row [D] for each of their [Frame] tokens."""
+
+    ids: list[int]
+    features: torch.Tensor | None = None
+    has_speech: bool = False
+
+
+class MostProcessor:
+    """Messages -> `Prompt`, and ids -> text. `encoder` may be None for a model that only reads."""
+
+    def __init__(
+        self, config: MostConfig, tokenizer: PreTrainedTokenizerBase, encoder: SpeechEncoder | None = None
+    ) -> None:
+        if config.tokens is None:
+            raise ValueError("this configuration has no token table: convert the checkpoint with most_core.convert")
+        self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
+        self.tokens: TokenTable = config.tokens
+        known = tokenizer.convert_tokens_to_ids("[/Heard]")
+        if known != self.tokens.heard_end:
+            raise ValueError(
+                f"the tokenizer puts [/Heard] at {known}, the configuration at {self.tokens.heard_end}: "
+                "they do not belong together"
+            )
+        self.special_ids = sorted(set(tokenizer.all_special_ids) | {config.pad_token_id})
+        spellings = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        self._special = re.compile("|".join(re.escape(token) for token in spellings))
+        self.eos_ids = _as_list(config.eos_token_id)
+
+    def prompt(self, messages: Sequence[Message], *, prefix: str = "") -> Prompt:
+        """Ids and features of a conversation up to where the assistant speaks; `prefix` begins its reply."""
+        check_messages(messages)
+        clips = [
+            (message["role"], part)
+            for message in messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] == "audio"
+        ]
+        text = self.tokenizer.apply_chat_template(
+            [{**m, "content": self._for_template(m["content"])} for m in messages],
+            chat_template=self.tokenizer.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        ids: list[int] = []
+        features: list[torch.Tensor] = []
+        remaining = iter(clips)
+        for token in self.tokenizer.encode(text + prefix, add_special_tokens=False):
+            ids.append(token)
+            if token not in (self.tokens.wave_start, self.tokens.audio_start):
+                continue
+            role, part = next(remaining)
+            if self.encoder is None:
+                raise ValueError("this model was loaded without a speech encoder: give text, or add speech_encoder/")
+            wave = check_waveform(part["audio"], part.get("sampling_rate", 16000))
+            if role == "assistant":
+                ids += [self.tokens.first_unit + int(unit) for unit in self.encoder.units(wave)]
+            else:
+                frames = self.encoder.features(wave)
+                ids += [self.tokens.frame] * len(frames)
+                features.append(frames)
+        last = messages[-1]["content"]
+        spoken = not isinstance(last, str) and any(part["type"] == "audio" for part in last)
+        return Prompt(ids, torch.cat(features) if features else None, spoken)
+
+    def _for_template(self, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        """Waveforms need not pass through the template, and a person who types the spelling of a special token must
+        not smuggle it into the prompt: a zero-width joiner breaks it."""
+        if isinstance(content, str):
+            return self._special.sub(lambda match: match[0][0] + "\u200d" + match[0][1:], content)
+        return [
+            {"type": "text", "text": self._for_template(part["text"])} if part["type"] == "text" else {"type": "audio"}
+            for part in content
+        ]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Plain text of ids; special, unit and marker tokens are left out."""
+        return self.tokenizer.decode([i for i in ids if i < self.tokens.first_unit], skip_special_tokens=True)
+
+    def text_stream(self) -> TextStream:
+        return TextStream(self.tokenizer)
+
+
+class TextStream:
+    """Ids one by one -> text pieces that never split a character."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        return self._stream.step(self._backend, token) or ""
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise a one-line error for a conversation that cannot be rendered."""
+    if not messages:
+        raise ValueError("the conversation is empty: give at least one message")
+    for number, message in enumerate(messages):
+        role = message.get("role")
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"message {number} has role {role!r}: use 'system', 'user' or 'assistant'")
+        content = message.get("content")
+        if not isinstance(content, str | list) or not content:
+            raise ValueError(f"message {number} ({role}) has no content: give a string or a list of parts")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type")
+            if kind not in ("text", "audio") or kind not in part:
+                raise ValueError(
+                    f"message {number} ({role}) has a part {sorted(part)}: use "
+                    "{'type': 'text', 'text': ...} or {'type': 'audio', 'audio': array, 'sampling_rate': 16000}"
+                )
+    if messages[-1]["role"] == "assistant":
+        raise ValueError("the last message is the assistant's: end with what the user says")
+
+
+def train_small_tokenizer(texts: Iterable[str], config: MostConfig) -> PreTrainedTokenizerFast:
+    """A byte-level BPE learnt from `texts`, with the configuration's unit and marker tokens at their ids."""
+    table = config.tokens
+    if table is None:
+        raise ValueError("this configuration has no token table: use MostConfig.nano() or tiny()")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = list(SMALL_SPECIAL_TOKENS)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if table.first_unit < len(specials) + len(alphabet):
+        alphabet = sorted(alphabet)[: table.first_unit - len(specials)]  # tiny(): not every byte has a token
+    trainer = trainers.BpeTrainer(
+        vocab_size=table.first_unit, special_tokens=specials, initial_alphabet=list(alphabet), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    missing = table.first_unit - backend.get_vocab_size()
+    backend.add_tokens([f"<unused{i}>" for i in range(missing)])
+    backend.add_special_tokens(table.spellings())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+    tokenizer.add_special_tokens({"additional_special_tokens": [SYSTEM, USER, ASSISTANT, *table.spellings()]})
+    tokenizer.chat_template = SMALL_CHAT_TEMPLATE
+    return tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, never from a network."""
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {folder}: is this a MoST checkpoint folder?")
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def as_messages(given: str | np.ndarray | torch.Tensor | Sequence[Message], sampling_rate: int = 16000) -> list[Message]:
+    """A conversation from a string (text, never a path), a waveform, or messages."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if isinstance(given, np.ndarray | torch.Tensor):
+        return [{"role": "user", "content": [{"type": "audio", "audio": given, "sampling_rate": sampling_rate}]}]
+    return list(given)

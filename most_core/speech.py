@@ -1,0 +1,333 @@
+"""Speech in: waveform -> encoder features -> units, and word times for captions.
+
+The encoder is a frozen `transformers.HubertModel`. Features and units are read from one layer, the one that
+`units.safetensors` names, so that the projector and the unit vocabulary describe the same thing.
+
+Shapes: T frames (25 a second), D encoder width, K clusters, V characters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy.signal import resample_poly
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from most_core.checkpoint_files import read_json
+
+SAMPLE_RATE = 16_000
+RATES = (8_000, 96_000)  # what check_waveform resamples from
+BLANK, WORD_SEPARATOR = "<pad>", "|"
+
+
+def check_waveform(waveform: np.ndarray | torch.Tensor, sampling_rate: int) -> np.ndarray:
+    """Any sensible recording as float32 mono at 16 kHz in [-1, 1], or a ValueError that says what is wrong with it.
+
+    Takes [samples], [channels, samples] or [samples, channels] with one or two channels (their mean is used).
+    8, 16 and 32 bit integers are scaled by their full range (uint8 is centred on 128, as in WAV files); floats are
+    taken as they are, but a sound that peaks above 1 is divided by its peak, which distorts less than clipping.
+    """
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().cpu()
+        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+    samples = _mono(_scaled(np.asarray(waveform)))
+    rate = _checked_rate(sampling_rate)
+    if len(samples) == 0:
+        raise ValueError("the waveform is empty: record at least a moment of sound")
+    if not np.isfinite(samples).all():
+        where = int(np.flatnonzero(~np.isfinite(samples))[0])
+        raise ValueError(f"the waveform holds {samples[where]} at sample {where}: replace it with a finite number")
+    if rate != SAMPLE_RATE:
+        common = math.gcd(rate, SAMPLE_RATE)
+        samples = resample_poly(samples, SAMPLE_RATE // common, rate // common)
+    # After resampling, which can overshoot. The peak is measured in float64, where no float32 sum overflows.
+    peak = float(np.abs(samples).max())
+    return (samples / peak if peak > 1 else samples).astype(np.float32)
+
+
+def _scaled(samples: np.ndarray) -> np.ndarray:
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float64)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float64) - 128) / 128
+    if samples.dtype in (np.int8, np.int16, np.int32):
+        return samples / -float(np.iinfo(samples.dtype).min)
+    raise ValueError(
+        f"waveform samples of type {samples.dtype} have no agreed full scale: give float32 in [-1, 1] or int16"
+    )
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    if samples.ndim == 1:
+        return samples
+    if samples.ndim != 2 or min(samples.shape) > 2:
+        raise ValueError(
+            f"the waveform has shape {tuple(samples.shape)}: give [samples], or one or two channels of them"
+        )
+    channels = 0 if samples.shape[0] <= 2 else 1
+    return samples.mean(axis=channels) if samples.size else samples.reshape(-1)
+
+
+def _checked_rate(sampling_rate: int) -> int:
+    low, high = RATES
+    if not isinstance(sampling_rate, Real) or sampling_rate % 1 != 0:
+        raise ValueError(f"sampling rate {sampling_rate} is not a whole number: give samples per second")
+    if not low <= sampling_rate <= high:
+        raise ValueError(f"sampling rate {sampling_rate} is outside {low}..{high}: resample to {SAMPLE_RATE} first")
+    return int(sampling_rate)
+
+
+class Word(NamedTuple):
+    """A word heard by the CTC head: for captions only. `confidence` is its characters' mean probability, 0..1."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
+
+
+class Encoded(NamedTuple):
+    """Everything one pass of the encoder gives: features [T, D] float32, units [T] int64, words."""
+
+    features: torch.Tensor
+    units: np.ndarray
+    words: list[Word]
+
+
+@dataclass
+class Quantizer:
+    """K-means centroids [K, D] of one encoder layer (`hidden_states[layer]`, so 1 is the first block's output)."""
+
+    centroids: torch.Tensor
+    layer: int
+    rate_hz: int = 25
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """Nearest centroid of each row: [T, D] -> [T] int64."""
+        # ||x - c||^2 without the ||x||^2 that all centroids share
+        distances = self.centroids.square().sum(1) - 2 * features @ self.centroids.T
+        return distances.argmin(1)
+
+    def save(self, path: str | Path) -> None:
+        metadata = {"layer": self.layer, "clusters": len(self.centroids), "rate_hz": self.rate_hz}
+        tensors = {"centroids": self.centroids.float().cpu().contiguous()}
+        save_file(tensors, path, {key: str(value) for key, value in metadata.items()})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Quantizer:
+        """Read `units.safetensors`."""
+        tensors, metadata = _read_safetensors(Path(path))
+        lacking = [f"tensor {name}" for name in ("centroids",) if name not in tensors]
+        lacking += [f"metadata {name}" for name in ("layer", "clusters", "rate_hz") if name not in metadata]
+        if lacking:
+            raise ValueError(f"{path} lacks {', '.join(lacking)}: write it with `python -m most_core.convert units`")
+        if int(metadata["clusters"]) != len(tensors["centroids"]):
+            raise ValueError(
+                f"{path} holds {len(tensors['centroids'])} centroids but its metadata says {metadata['clusters']}: "
+                "write it again"
+            )
+        return cls(tensors["centroids"].float().to(device), int(metadata["layer"]), int(metadata["rate_hz"]))
+
+
+@dataclass
+class CtcHead:
+    """Linear character head on `hidden_states[layer]`. `vocab` maps characters to rows; id 0 is the blank."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    vocab: dict[str, int]
+    layer: int
+
+    def words(self, hidden: torch.Tensor, seconds_per_frame: float) -> list[Word]:
+        """Greedy decoding of [T, D] hidden states: repeats merged, blanks dropped, split at the separator."""
+        probs, ids = F.linear(hidden, self.weight, self.bias).softmax(-1).max(-1)
+        characters = {index: text for text, index in self.vocab.items()}
+        words: list[Word] = []
+        letters: list[tuple[str, int, int, float]] = []  # text, first frame, frame after the last, probability
+        for index, run in groupby(enumerate(ids.tolist()), key=lambda item: item[1]):
+            frames = [frame for frame, _ in run]
+            text = characters[index]
+            if text == WORD_SEPARATOR:
+                words += _joined(letters, seconds_per_frame)
+                letters = []
+            elif text != BLANK:
+                best = float(probs[frames].max())
+                letters.append((text, frames[0], frames[-1] + 1, best))
+        return words + _joined(letters, seconds_per_frame)
+
+
+def _joined(letters: list[tuple[str, int, int, float]], seconds_per_frame: float) -> list[Word]:
+    if not letters:
+        return []
+    texts, starts, ends, probs = zip(*letters)
+    confidence = sum(probs) / len(probs)
+    return [Word("".join(texts), starts[0] * seconds_per_frame, ends[-1] * seconds_per_frame, confidence)]
+
+
+class SpeechEncoder:
+    """Frozen HuBERT, its unit quantizer and perhaps a CTC head. Waveforms are float32 mono at 16 kHz.
+
+    Takes one utterance at a time: group-norm HuBERT gives other features to a padded batch.
+    """
+
+    def __init__(
+        self, model: HubertModel, quantizer: Quantizer, ctc: CtcHead | None = None, do_normalize: bool = True
+    ) -> None:
+        config = model.config
+        samples_per_frame = math.prod(config.conv_stride)
+        if samples_per_frame * quantizer.rate_hz != SAMPLE_RATE:
+            raise ValueError(
+                f"the encoder gives {SAMPLE_RATE / samples_per_frame:g} frames a second (conv_stride "
+                f"{list(config.conv_stride)}) but its units are for {quantizer.rate_hz}: use units of this encoder"
+            )
+        if quantizer.centroids.shape[1] != config.hidden_size:
+            raise ValueError(
+                f"centroids have {quantizer.centroids.shape[1]} dimensions, the encoder's hidden states "
+                f"{config.hidden_size}: use units of this encoder"
+            )
+        for what, layer in [("units", quantizer.layer)] + ([("ctc", ctc.layer)] if ctc else []):
+            if not 0 <= layer <= config.num_hidden_layers:
+                raise ValueError(
+                    f"{what} are for encoder layer {layer}, but the encoder has 0..{config.num_hidden_layers}"
+                )
+        self.model = model.eval().requires_grad_(False)
+        self.quantizer = quantizer
+        self.ctc = ctc
+        self.do_normalize = do_normalize
+        self.samples_per_frame = samples_per_frame
+        self.first_frame_samples = 1
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
+            self.first_frame_samples = (self.first_frame_samples - 1) * stride + kernel
+
+    @property
+    def feature_size(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def num_units(self) -> int:
+        return len(self.quantizer.centroids)
+
+    def features(self, wave: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Hidden states of the units' layer: [T, D] float32, on the encoder's device."""
+        return self.encode(wave).features
+
+    def units(self, wave: np.ndarray | torch.Tensor) -> np.ndarray:
+        """Unit of each frame: [T] int64."""
+        return self.encode(wave).units
+
+    def features_and_units(self, wave: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+        """Both, from one pass of the encoder."""
+        return self.encode(wave)[:2]
+
+    def words(self, wave: np.ndarray | torch.Tensor) -> list[Word]:
+        """Words with their times; empty without a CTC head."""
+        return self.encode(wave).words
+
+    @torch.no_grad()
+    def encode(self, wave: np.ndarray | torch.Tensor) -> Encoded:
+        """Features, units and words from one pass. Sound shorter than a frame is padded with silence to one."""
+        samples = torch.from_numpy(check_waveform(wave, SAMPLE_RATE)).to(self.model.device)
+        if self.do_normalize:
+            # as Wav2Vec2FeatureExtractor: population variance
+            samples = (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
+        samples = F.pad(samples, (0, max(0, self.first_frame_samples - len(samples))))
+        hidden = self.model(samples[None], output_hidden_states=True).hidden_states
+        features = hidden[self.quantizer.layer][0]
+        units = self.quantizer(features).cpu().numpy()
+        seconds = self.samples_per_frame / SAMPLE_RATE
+        words = self.ctc.words(hidden[self.ctc.layer][0], seconds) if self.ctc else []
+        return Encoded(features, units, words)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `speech_encoder/` and `units.safetensors` into a checkpoint folder."""
+        part = Path(folder) / "speech_encoder"
+        part.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(part)
+        feature_extractor(self.do_normalize).save_pretrained(part)
+        self.quantizer.save(Path(folder) / "units.safetensors")
+        if self.ctc:
+            tensors = {"weight": self.ctc.weight.cpu().contiguous(), "bias": self.ctc.bias.cpu().contiguous()}
+            save_file(tensors, part / "ctc.safetensors", {"layer": str(self.ctc.layer)})
+            (part / "vocab.json").write_text(json.dumps(self.ctc.vocab, ensure_ascii=False, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> SpeechEncoder:
+        """Read the encoder of a checkpoint folder, in float32. The decoder and the vocoder need not be there."""
+        part = Path(folder) / "speech_encoder"
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+            if not (part / name).is_file():
+                raise FileNotFoundError(f"{part / name} is missing: {folder} holds no complete speech encoder")
+        preprocessor = read_json(part / "preprocessor_config.json")
+        model = HubertModel.from_pretrained(part, dtype=torch.float32).to(device)
+        quantizer = Quantizer.load(Path(folder) / "units.safetensors", device)
+        ctc = _load_ctc(part, quantizer.layer, device) if (part / "ctc.safetensors").is_file() else None
+        return cls(model, quantizer, ctc, do_normalize=bool(preprocessor.get("do_normalize", True)))
+
+
+def feature_extractor(do_normalize: bool) -> Wav2Vec2FeatureExtractor:
+    """What transformers calls the preprocessor of a HubertModel folder."""
+    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=do_normalize, return_attention_mask=False)
+
+
+def _load_ctc(part: Path, default_layer: int, device: str | torch.device) -> CtcHead:
+    if not (part / "vocab.json").is_file():
+        raise FileNotFoundError(f"{part / 'vocab.json'} is missing: the CTC head beside it needs its characters")
+    tensors, metadata = _read_safetensors(part / "ctc.safetensors")
+    vocab: dict[str, int] = read_json(part / "vocab.json")
+    if sorted(vocab.values()) != list(range(len(tensors["weight"]))) or vocab.get(BLANK) != 0:
+        raise ValueError(
+            f"{part / 'vocab.json'} must number its {len(vocab)} characters 0..{len(tensors['weight']) - 1} as the CTC "
+            f"head's rows, {BLANK!r} first"
+        )
+    weight, bias = (tensors[name].float().to(device) for name in ("weight", "bias"))
+    return CtcHead(weight, bias, vocab, int(metadata.get("layer", default_layer)))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the checkpoint folder is not complete")
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def untrained_encoder(feature_size: int, num_units: int, seed: int = 0) -> SpeechEncoder:
+    """A small random encoder at 25 Hz whose units vary with the sound: for tests and untrained models."""
+    heads = next(n for n in (4, 3, 2, 1) if feature_size % n == 0)
+    config = HubertConfig(
+        hidden_size=feature_size,
+        intermediate_size=2 * feature_size,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        conv_dim=(16, 16, 24, 24, 32, 32, 32),
+        conv_kernel=(10, 3, 3, 3, 3, 2, 4),
+        conv_stride=(5, 2, 2, 2, 2, 2, 4),  # 640 samples a frame
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=heads,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HubertModel(config)
+        quantizer = Quantizer(torch.zeros(num_units, feature_size), layer=config.num_hidden_layers)
+        encoder = SpeechEncoder(model, quantizer)
+        features = encoder.features(_varied_noise(num_frames=num_units + 25))
+        quantizer.centroids = features[torch.randperm(len(features))[:num_units]]
+    return encoder
+
+
+def _varied_noise(num_frames: int) -> np.ndarray:
+    """Noise and tones whose mixture changes every frame, so that every frame has its own features."""
+    time = torch.arange(640) / SAMPLE_RATE
+    tones = torch.sin(2 * math.pi * time * (80 + 3920 * torch.rand(num_frames, 1) ** 2))
+    mixture = torch.rand(num_frames, 1) * tones + torch.rand(num_frames, 1) * torch.randn(num_frames, 640) / 4
+    return (mixture / mixture.abs().max()).flatten().numpy()
