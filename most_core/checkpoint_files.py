@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 SAFETENSORS = ".safetensors"
+Shape = tuple[int, ...]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -61,8 +62,8 @@ def load_content(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or not complete: {_first_line(error)}") from None
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(
-            f"{path} holds more than tensors or is damaged ({_first_line(error)}): if you trust it, re-save its "
-            "tensors alone, torch.save({'model': torch.load(path, weights_only=False)['model']}, 'tensors.pt'), and give that"
+            f"{path} is damaged or holds more than tensors ({_first_line(error)}): if you trust it, re-save its "
+            "state dict, torch.save(torch.load(path, weights_only=False)['model'], 'tensors.pt'), and give that"
         ) from None
 
 
@@ -98,7 +99,7 @@ def load_exactly(model: nn.Module, state: dict[str, torch.Tensor], where: str) -
     model.load_state_dict(state)
 
 
-def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: str) -> None:
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
     """Raise for the first tensor that is missing, unexpected or of another shape."""
     for name in expected:
         if name not in found:

@@ -54,6 +54,10 @@ class TokenTable:
         """Number of ids in use: all text, unit and marker tokens."""
         return self.heard_end + 1
 
+    def is_audio(self, token: int) -> bool:
+        """Whether a token id is routed to the audio experts."""
+        return self.first_unit <= token < self.first_unit + self.num_units or token == self.frame
+
     def spellings(self) -> list[str]:
         """Token strings from `first_unit` on, in id order."""
         return [UNIT_TOKEN.format(i) for i in range(self.num_units)] + list(MARKER_TOKENS)
@@ -132,11 +136,7 @@ class MostConfig(DeepseekV2Config):
         return self.feed_forward == "experts"
 
     def layer_is_moe(self, layer_idx: int) -> bool:
-        return (
-            self.uses_experts
-            and layer_idx >= self.first_k_dense_replace
-            and layer_idx % self.moe_layer_freq == 0
-        )
+        return self.uses_experts and layer_idx >= self.first_k_dense_replace and layer_idx % self.moe_layer_freq == 0
 
     @property
     def moe_layers(self) -> list[int]:
@@ -158,14 +158,10 @@ class MostConfig(DeepseekV2Config):
         for name in ("text_expert_indices", "audio_expert_indices"):
             value = getattr(self, name)
             if value is None:
-                raise ValueError(
-                    f"{name} is not set although use_modality_aware_routing is on: give its experts"
-                )
+                raise ValueError(f"{name} is not set although use_modality_aware_routing is on: give its experts")
             per_layer = value if value and isinstance(value[0], list) else [value] * count
             if len(per_layer) != count:
-                raise ValueError(
-                    f"{name} has lists for {len(per_layer)} layers, the model has {count} MoE layers"
-                )
+                raise ValueError(f"{name} has lists for {len(per_layer)} layers, the model has {count} MoE layers")
             sides.append(per_layer)
         return list(zip(*sides))
 
@@ -206,7 +202,7 @@ class MostConfig(DeepseekV2Config):
                 **_preset_tokens(num_text_tokens=2048, num_units=500, round_to=64),
                 "hidden_size": 256,
                 "intermediate_size": 768,
-                "moe_intermediate_size": 112,
+                "moe_intermediate_size": 96,
                 "num_hidden_layers": 6,
                 "num_attention_heads": 4,
                 "kv_lora_rank": 96,

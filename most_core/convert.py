@@ -16,14 +16,14 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken, Tokenizer
-from torch import nn
 from transformers import GenerationConfig
 
 from most_core import convert_speech
@@ -33,9 +33,9 @@ from most_core.model import MostForCausalLM
 
 MAX_SHARD_BYTES = 2 * 1024**3
 VOCAB_MULTIPLE = 64  # a vocabulary that must grow grows to a multiple of this
-DECODER = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
-PROJECTOR = "model.speech_projector"
-VOCAB_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
+PROJECTOR, EMBEDDING = "model.speech_projector", "model.embed_tokens.weight"
+DECODER = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.", PROJECTOR + ".")
+VOCAB_ROWS = (EMBEDDING, "lm_head.weight")
 STATE_DICT_KEYS = ("state_dict", "model", "module")
 NEW_ROW_NOISE = 0.5  # of the text rows' standard deviation
 
@@ -52,23 +52,23 @@ def read_upstream_state(model: MostForCausalLM, state: Mapping[str, torch.Tensor
     The speech projector may be absent (the model keeps its own), tensors outside the decoder are ignored; anything
     else that is missing, unexpected or of another shape raises a ValueError.
     """
-    parts = per_expert_tensors(model)
-    decoder = {
-        name: tensor for name, tensor in state.items() if is_decoder_tensor(name) or name.startswith(PROJECTOR + ".")
-    }
-    expected = {name: tuple(part.shape) for name, part in parts.items()}
-    optional = {name for name in parts if name.startswith(PROJECTOR)} if _lacks_projector(decoder) else set()
-    if model.config.tie_word_embeddings:
-        optional.add("lm_head.weight")
-    check_shapes(
-        {name: shape for name, shape in expected.items() if name not in optional or name in decoder},
-        {name: tuple(tensor.shape) for name, tensor in decoder.items()},
-        "state dict",
-    )
+    decoder = {name: tensor for name, tensor in state.items() if is_decoder_tensor(name)}
+    check_decoder(model, {name: tuple(tensor.shape) for name, tensor in decoder.items()}, "state dict")
+    own = per_expert_tensors(model)
     with torch.no_grad():
         for name, tensor in decoder.items():
-            parts[name].copy_(tensor)
+            own[name].copy_(tensor)
     return model
+
+
+def check_decoder(model: MostForCausalLM, found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise unless `found`, shapes by per-expert name, are the model's, but for the projector or a tied head."""
+    expected = {name: tuple(tensor.shape) for name, tensor in per_expert_tensors(model).items()}
+    if _lacks_projector(found):
+        expected = {name: shape for name, shape in expected.items() if not name.startswith(PROJECTOR)}
+    if model.config.tie_word_embeddings and "lm_head.weight" not in found:
+        expected.pop("lm_head.weight", None)
+    check_shapes(expected, found, where)
 
 
 def per_expert_tensors(model: MostForCausalLM) -> dict[str, torch.Tensor]:
@@ -87,20 +87,33 @@ def per_expert_tensors(model: MostForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def is_decoder_tensor(name: str) -> bool:
-    """Whether the decoder must know this tensor (old checkpoints also store rotary tables, which follow from it)."""
+    """Whether this is the decoder's or its projector's (old files also store rotary tables, which we compute)."""
     return name.startswith(DECODER) and not name.endswith("rotary_emb.inv_freq")
 
 
-def _lacks_projector(names: Mapping[str, Any]) -> bool:
-    return not any(name.startswith(PROJECTOR + ".") for name in names)
+def _lacks_projector(names: Iterable[str]) -> bool:
+    return not any(name.startswith(PROJECTOR) for name in names)
 
 
 # -- decoders ----------------------------------------------------------------------------------------------------------
 
 
-def deepseek(
-    src: Path, dst: Path, seed: int = 0, num_units: int = 500, speech_feature_size: int = 768
-) -> list[str]:
+@dataclass
+class Source:
+    """A decoder's weight files, and what they call the linear layer that becomes our speech projector."""
+
+    path: Path
+    projector: str = PROJECTOR
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor under our name for it, file by file."""
+        for file in weight_files(self.path):
+            for name, tensor in load_weights(file, *STATE_DICT_KEYS).items():
+                stem, _, end = name.rpartition(".")
+                yield f"{PROJECTOR}.{end}" if stem == self.projector else name, tensor
+
+
+def deepseek(src: Path, dst: Path, seed: int = 0, num_units: int = 500, speech_feature_size: int = 768) -> list[str]:
     """Turn a DeepSeek-V2 folder into a MoST folder; returns report lines.
 
     The first half of the experts becomes text's, the second audio's. All units and markers are new tokens, with new
@@ -112,11 +125,10 @@ def deepseek(
             f"{src / 'config.json'} has model_type {settings.get('model_type')!r}, expected 'deepseek_v2': "
             "for a checkpoint of the public MoST code use the command upstream"
         )
-    settings.pop("use_modality_aware_routing", None)
+    settings["speech_feature_size"] = speech_feature_size
     with written_whole(dst) as folder:
-        folder.mkdir()
-        table = write_tokenizer(src, folder, num_units)
-        return _write_decoder(src, src, folder, settings, table, table.first_unit, seed, speech_feature_size, PROJECTOR)
+        table = _begin_folder(src, folder, num_units)
+        return _write_decoder(Source(src), folder, settings, table, table.first_unit, seed)
 
 
 def upstream(
@@ -131,78 +143,69 @@ def upstream(
     """Turn a checkpoint of the public MoST code (a folder or a weight file) into a MoST folder; returns report lines.
 
     `projector` is the name there of the linear layer that becomes the speech projector. Units and the four begin/end
-    markers keep their rows; only our own tokens after them get new ones. `config` is config.json if it lies elsewhere;
-    tokenizer files are looked for beside it.
+    markers keep their rows; only our own tokens after them get new ones. `config` is config.json if it is not in the
+    folder of the weights; tokenizer files are looked for beside it.
     """
-    home = src if src.is_dir() else src.parent
-    config = config or home / "config.json"
+    config = config or (src if src.is_dir() else src.parent) / "config.json"
     settings = read_json(_existing(config))
+    settings["speech_feature_size"] = speech_feature_size
     with written_whole(dst) as folder:
-        folder.mkdir()
-        table = write_tokenizer(config.parent, folder, num_units)
-        return _write_decoder(src, home, folder, settings, table, table.frame, seed, speech_feature_size, projector)
+        table = _begin_folder(config.parent, folder, num_units)
+        return _write_decoder(Source(src, projector), folder, settings, table, table.frame, seed)
+
+
+def _begin_folder(home: Path, folder: Path, num_units: int) -> TokenTable:
+    folder.mkdir()
+    for name in ("chat_template.jinja", "generation_config.json"):
+        if (home / name).is_file():
+            shutil.copy(home / name, folder)
+    return write_tokenizer(home, folder, num_units)
 
 
 def _write_decoder(
-    src: Path,
-    home: Path,
-    folder: Path,
-    settings: dict[str, Any],
-    table: TokenTable,
-    first_new: int,
-    seed: int,
-    speech_feature_size: int,
-    projector: str,
+    source: Source, folder: Path, settings: dict[str, Any], table: TokenTable, first_new: int, seed: int
 ) -> list[str]:
-    files = weight_files(src)
-    shapes: dict[str, tuple[int, ...]] = {}
-    renamed = {f"{projector}.{end}": f"{PROJECTOR}.{end}" for end in ("weight", "bias")}
-    skipped: list[str] = []
-    for file in files:
-        for name, tensor in load_weights(file, *STATE_DICT_KEYS).items():
-            name = renamed.get(name, name)
-            if is_decoder_tensor(name) or name in renamed.values():
-                shapes[name] = tuple(tensor.shape)
-            else:
-                skipped.append(name)
-    if projector != PROJECTOR and _lacks_projector(shapes):
-        raise ValueError(f"{src} holds no tensor {projector}.weight: name the projector as the skipped tensors do")
-    if len(shapes.get(f"{PROJECTOR}.weight", ())) == 2:
-        speech_feature_size = shapes[f"{PROJECTOR}.weight"][1]
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors()}
+    skipped = [name for name in shapes if not is_decoder_tensor(name)]
+    shapes = {name: shape for name, shape in shapes.items() if is_decoder_tensor(name)}
+    new_projector = _lacks_projector(shapes)
+    if new_projector and source.projector != PROJECTOR:
+        raise ValueError(f"{source.path} holds no tensor {source.projector}.weight: check the projector's name")
 
     settings = {key: value for key, value in settings.items() if key not in FOREIGN_SETTINGS}
-    settings["speech_feature_size"] = speech_feature_size
-    old = _config(settings)
-    _check_names(old, shapes, src)
-    if table.size > old.vocab_size:
+    if len(shape := shapes.get(f"{PROJECTOR}.weight", ())) == 2:
+        settings["speech_feature_size"] = shape[1]
+    with torch.device("meta"):
+        old_model = MostForCausalLM(_config(settings))
+    check_decoder(old_model, shapes, str(source.path))
+    if table.size > old_model.config.vocab_size:
         settings["vocab_size"] = -(-table.size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     config = _config({**settings, "token_table": vars(table), "architectures": ["MostForCausalLM"]})
 
     generator = torch.Generator().manual_seed(seed)
     writer = ShardWriter(folder, MAX_SHARD_BYTES)
-    for file in files:
-        for name, tensor in load_weights(file, *STATE_DICT_KEYS).items():
-            name = renamed.get(name, name)
-            if name not in shapes:
-                continue
-            if name in VOCAB_ROWS:
-                tensor = with_new_rows(tensor, table, first_new, config.vocab_size, generator)
-            if name == "model.embed_tokens.weight":
-                config.dtype = tensor.dtype
-                text_std = tensor[: table.first_unit].float().std()
-                if _lacks_projector(shapes):
-                    for end, value in _new_projector(config, text_std, generator).items():
-                        writer.add(f"{PROJECTOR}.{end}", value.to(tensor.dtype))
-            writer.add(name, tensor)
+    for name, tensor in source.tensors():
+        if name not in shapes:
+            continue
+        if name in VOCAB_ROWS:
+            tensor = with_new_rows(tensor, table, first_new, config.vocab_size, generator)
+        if name == EMBEDDING:
+            config.dtype = tensor.dtype
+        if name == EMBEDDING and new_projector:
+            for end, value in _new_projector(config, tensor[: table.first_unit], generator).items():
+                writer.add(f"{PROJECTOR}.{end}", value)
+        writer.add(name, tensor)
     writer.close()
+
     config.save_pretrained(folder)
-    _write_generation_config(home, folder, config)
-    report = [
+    if not (folder / "generation_config.json").is_file():
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+    return [
         f"{len(shapes)} tensors, {len(config.moe_layers)} MoE layers of {config.n_routed_experts} experts",
         f"text tokens 0..{table.first_unit - 1}, new rows from {first_new}, vocabulary {config.vocab_size}",
-        "speech projector: " + ("new" if _lacks_projector(shapes) else f"from {projector}"),
+        f"speech projector: {'new' if new_projector else 'from ' + source.projector}",
+        *(f"skipped {name}" for name in skipped),
     ]
-    return report + [f"skipped {name}" for name in skipped]
 
 
 def _config(settings: dict[str, Any]) -> MostConfig:
@@ -210,16 +213,6 @@ def _config(settings: dict[str, Any]) -> MostConfig:
         return MostConfig(**settings)
     except StrictDataclassError as error:
         raise ValueError(f"config.json: {' '.join(str(error).split())}") from None
-
-
-def _check_names(config: MostConfig, shapes: dict[str, tuple[int, ...]], src: Path) -> None:
-    with torch.device("meta"):
-        expected = {name: tuple(part.shape) for name, part in per_expert_tensors(MostForCausalLM(config)).items()}
-    if _lacks_projector(shapes):
-        expected = {name: shape for name, shape in expected.items() if not name.startswith(PROJECTOR)}
-    if config.tie_word_embeddings and "lm_head.weight" not in shapes:
-        del expected["lm_head.weight"]
-    check_shapes(expected, shapes, str(src))
 
 
 def with_new_rows(
@@ -232,7 +225,7 @@ def with_new_rows(
     """
     text = rows[: table.first_unit].float()
     grown = torch.cat([rows, rows.new_zeros(max(0, vocab_size - len(rows)), rows.shape[1])])
-    new = [*range(first_new, table.size), *range(max(len(rows), table.size), vocab_size)]
+    new = sorted({*range(first_new, table.size), *range(len(rows), vocab_size)})
     noise = torch.randn(len(new), rows.shape[1], generator=generator)
     values = text.mean(0) + NEW_ROW_NOISE * text.std(0) * noise
     low, high = text.norm(dim=1).quantile(torch.tensor([0.05, 0.95]))
@@ -241,15 +234,11 @@ def with_new_rows(
     return grown
 
 
-def _new_projector(
-    config: MostConfig, text_std: torch.Tensor, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
+def _new_projector(config: MostConfig, text_rows: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Random weights that turn features of variance 1 into vectors as large as a text token's embedding."""
     weight = torch.randn(config.hidden_size, config.speech_feature_size, generator=generator)
-    return {
-        "weight": weight * text_std * config.speech_feature_size**-0.5,
-        "bias": torch.zeros(config.hidden_size),
-    }
+    weight *= text_rows.float().std() * config.speech_feature_size**-0.5
+    return {"weight": weight.to(text_rows.dtype), "bias": text_rows.new_zeros(config.hidden_size)}
 
 
 def write_tokenizer(src: Path, dst: Path, num_units: int) -> TokenTable:
@@ -281,16 +270,7 @@ def write_tokenizer(src: Path, dst: Path, num_units: int) -> TokenTable:
     # The class that takes tokenizer.json as it is; LlamaTokenizer, which DeepSeek names, would rebuild it.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (dst / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
-    if (src / "chat_template.jinja").is_file():
-        shutil.copy(src / "chat_template.jinja", dst)
     return table
-
-
-def _write_generation_config(src: Path, dst: Path, config: MostConfig) -> None:
-    if (src / "generation_config.json").is_file():
-        shutil.copy(src / "generation_config.json", dst)
-    else:
-        GenerationConfig.from_model_config(config).save_pretrained(dst)
 
 
 def _existing(path: Path) -> Path:
@@ -325,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m most_core.convert",
-        description=__doc__.partition(": ")[2],
+        description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -349,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, *more: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=globals()[name].__doc__ if name in globals() else None)
+    command = commands.add_parser(name)
     for argument in ("src", *more, "dst"):
         command.add_argument(argument, type=Path, metavar=argument.upper())
     return command

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from transformers import HubertConfig, HubertModel
 
 from most_core.checkpoint_files import load_content, load_exactly, load_weights, read_json, written_whole
 from most_core.speech import SAMPLE_RATE, Quantizer, feature_extractor
-from most_core.vocoder import UnitHifiGan, Vocoder, VocoderConfig
+from most_core.vocoder import UnitHifiGan, VocoderConfig, write_vocoder
 
 # -- encoder -----------------------------------------------------------------------------------------------------------
 
@@ -196,16 +194,17 @@ def vocoder(src: Path, config_json: Path, dst: Path) -> list[str]:
         state[name] = tensor
     model = UnitHifiGan(config)
     load_exactly(model, state, str(src))
-    with written_whole(dst / "vocoder") as folder, tempfile.TemporaryDirectory(dir=dst, prefix=".vocoder.") as scratch:
-        Vocoder(model).save(scratch)
-        shutil.move(Path(scratch) / "vocoder", folder)
+    with written_whole(dst / "vocoder") as folder:
+        write_vocoder(model, folder)
     return [f"vocoder: {config.num_units} units, {config.samples_per_unit} samples each at {config.sample_rate} Hz"]
 
 
 def _vocoder_config(settings: dict[str, Any], path: Path) -> VocoderConfig:
     for name in ("multispkr", "embedder_params", "f0", "f0_vq_params", "f0_quant_num_bin", "code_vq_params"):
         if settings.get(name):
-            raise ValueError(f"{path}: {name} is set: only vocoders of one voice that hear units alone can be converted")
+            raise ValueError(
+                f"{path}: {name} is set: only single-speaker vocoders without pitch or other codes can be converted"
+            )
     if str(settings.get("resblock", "1")) != "1":
         raise ValueError(f"{path}: resblock type {settings['resblock']} is not supported, only type 1")
     duration = settings.get("dur_predictor_params") or {}
@@ -213,10 +212,11 @@ def _vocoder_config(settings: dict[str, Any], path: Path) -> VocoderConfig:
         if settings.get("model_in_dim", settings["embedding_dim"]) != settings["embedding_dim"]:
             raise ValueError(
                 f"{path}: model_in_dim {settings['model_in_dim']} is not embedding_dim {settings['embedding_dim']}: "
-                "only vocoders that hear units alone can be converted"
+                "only single-speaker vocoders without pitch or other codes can be converted"
             )
         if duration and duration["var_pred_kernel_size"] != 3:
-            raise ValueError(f"{path}: var_pred_kernel_size {duration['var_pred_kernel_size']} is not supported, only 3")
+            kernel = duration["var_pred_kernel_size"]
+            raise ValueError(f"{path}: var_pred_kernel_size {kernel} is not supported, only 3")
         return VocoderConfig(
             num_units=settings["num_embeddings"],
             embedding_dim=settings["embedding_dim"],

@@ -33,13 +33,9 @@ class PerExpertLinears(nn.ModuleList):
 
     def __init__(self, config: MostConfig) -> None:
         width = config.moe_intermediate_size
-        super().__init__(
-            DeepseekV2MLP(config, intermediate_size=width) for _ in range(config.n_routed_experts)
-        )
+        super().__init__(DeepseekV2MLP(config, intermediate_size=width) for _ in range(config.n_routed_experts))
 
-    def forward(
-        self, hidden_NH: torch.Tensor, indices_NK: torch.Tensor, weights_NK: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden_NH: torch.Tensor, indices_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
         return sum_over_experts(hidden_NH, indices_NK, weights_NK, len(self), lambda e, x: self[e](x))
 
 
@@ -62,9 +58,7 @@ def sum_over_experts(
     return back.view(-1, k, weighted.shape[-1]).sum(1).to(hidden_NH.dtype)
 
 
-def sort_by_expert(
-    indices_NK: torch.Tensor, num_experts: int
-) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
+def sort_by_expert(indices_NK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
     """(order [S] of the pairs sorted by expert, [(expert, start, stop)] of the experts that were hit)."""
     flat = indices_NK.reshape(-1)
     order = flat.argsort(stable=True)

@@ -59,15 +59,15 @@ HEARD, TEXT, SPEECH, DONE = "heard", "text", "speech", "done"
 class ReplyGrammar:
     """Where in a reply we are, and so which tokens may come next.
 
-    `start` is "heard" for a spoken prompt, "text" for a typed one, or "speech" for reading aloud, where the whole
-    reply is one stretch of units. `phase` is "heard", "text", "speech" or "done".
+    `start` is "heard" for a spoken prompt, "text" for a typed one, or "speech" where the prompt already begins the
+    audio. `phase` is "heard", "text", "speech" or "done".
     """
 
     def __init__(
         self, config: MostConfig, special_ids: Sequence[int], settings: GenerationSettings, start: str = TEXT
     ) -> None:
         self.tokens = tokens = config.tokens
-        self.settings, self.phase, self.only_speech = settings, start, start == SPEECH
+        self.settings, self.phase = settings, start
         self.eos = config.eos_token_id if isinstance(config.eos_token_id, int) else config.eos_token_id[0]
         self.count = 0  # tokens of the current stretch
         self.unsaid = False  # text waiting for its speech
@@ -85,7 +85,7 @@ class ReplyGrammar:
         if self.phase == HEARD:
             return (tokens.heard_end,) if self.count >= settings.max_heard_tokens else ("text", tokens.heard_end)
         if self.phase == SPEECH:
-            end = self.eos if self.only_speech else tokens.audio_end
+            end = tokens.audio_end
             if self.count >= settings.max_sentence_units:
                 return (end,)
             return ("units", end) if self.count else ("units",)
@@ -166,11 +166,13 @@ class Sampler:
 
 @dataclass
 class Token:
-    """One generated token: its log-probability, and the phase of the reply it belongs to."""
+    """One generated token: its log-probability, the phase of the reply it belongs to, its number in the trace (the
+    token that ends a reply is never routed, so it has none)."""
 
     id: int
     logprob: float
     phase: str
+    recorded: int | None = None
 
 
 @dataclass
@@ -225,7 +227,8 @@ class TokenLoop:
                 logits = decoder.prefill(slot, prompt.ids, prompt.features).cpu()
                 if recorder is not None:
                     modality = modality_of(torch.tensor(prompt.ids), config.tokens).tolist()
-                    recorder.record(*decoder.routing(), prompt.ids, modality, role="user", turn=turn)
+                    probs, choice = decoder.routing()
+                    recorder.record(probs, prompt.ids, modality, "user", turn, indices_LNK=choice)
         except BaseException:
             self._release(slot)
             raise
@@ -275,13 +278,13 @@ class TokenLoop:
     def _record(self, going: list[tuple[Generation, Token]]) -> None:
         if all(g.recorder is None for g, _ in going):
             return
-        probs, choice = self.decoder.routing()
+        (probs, choice), tokens = self.decoder.routing(), self.decoder.config.tokens
         for row, (g, token) in enumerate(going):
             if g.recorder is not None:
-                audio = int(token.phase == SPEECH and modality_of(torch.tensor(token.id), self.decoder.config.tokens))
+                audio = int(tokens is not None and tokens.is_audio(token.id))
                 one = slice(row, row + 1)
-                g.recorder.record(
-                    probs[:, one], choice[:, one], [token.id], [audio], role="assistant", turn=g.turn
+                token.recorded = g.recorder.record(
+                    probs[:, one], [token.id], [audio], "assistant", g.turn, indices_LNK=choice[:, one]
                 )
 
     def finish(self, generation: Generation) -> None:

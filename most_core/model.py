@@ -112,9 +112,7 @@ class MostPreTrainedModel(DeepseekV2PreTrainedModel):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return (
-            True  # transformers greps this module's source for its decorator, which sits on the parent class
-        )
+        return True  # transformers greps this module's source for its decorator, which sits on the parent class
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         return super().get_correct_experts_implementation(requested_experts or "most")
@@ -184,11 +182,7 @@ class MostModel(MostPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        valid = (
-            attention_mask
-            if self.training and attention_mask is not None and attention_mask.ndim == 2
-            else None
-        )
+        valid = attention_mask if self.training and attention_mask is not None and attention_mask.ndim == 2 else None
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
 
         hidden_states, losses = inputs_embeds, []
@@ -249,11 +243,7 @@ class MostModel(MostPreTrainedModel):
                 raise ValueError(
                     "inputs_embeds carry no token ids: give modality_ids [batch, tokens] (0 text, 1 audio)"
                 )
-            return (
-                given
-                if given is not None
-                else torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-            )
+            return given if given is not None else torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         if given is None:
             return modality_of(input_ids, self.config.tokens)
         if not torch.compiler.is_compiling():
@@ -307,9 +297,7 @@ class MostForCausalLM(MostPreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             if outputs.aux_loss is not None:
                 loss = loss + outputs.aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
@@ -322,24 +310,20 @@ class MostForCausalLM(MostPreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
         )
 
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any
-    ) -> dict:
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> dict:
         # Given modality ids describe the prompt; every generated token's modality follows from its id.
         model_kwargs.pop("modality_ids", None)
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
-    ) -> MostForCausalLM:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> MostForCausalLM:
         """As in transformers. A quantized load is given the per-expert layout: bitsandbytes would silently leave
         fused experts, nine tenths of the weights, as they are."""
         if cls is MostForCausalLM:
             config = kwargs.get("config") or MostConfig.from_pretrained(pretrained_model_name_or_path)
             if kwargs.get("quantization_config") or getattr(config, "quantization_config", None):
                 cls = MostPerExpertForCausalLM
-        return super(MostForCausalLM, cls).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 class MostPerExpertModel(MostModel):
@@ -359,17 +343,13 @@ def check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
     low, high = (int(x) for x in torch.aminmax(input_ids))
     if low < 0 or high >= vocab_size:
         bad = low if low < 0 else high
-        raise ValueError(
-            f"token id {bad} is out of range: this model's vocabulary has ids 0..{vocab_size - 1}"
-        )
+        raise ValueError(f"token id {bad} is out of range: this model's vocabulary has ids 0..{vocab_size - 1}")
 
 
 # Per-expert checkpoints fuse on load (and split again on save) only for classes with a registered mapping, and the
 # per-expert layout must have none: hence by class name, not by model type.
 for _name in ("MostForCausalLM", "MostModel"):
-    register_checkpoint_conversion_mapping(
-        _name, get_checkpoint_conversion_mapping("deepseek_v2"), overwrite=True
-    )
+    register_checkpoint_conversion_mapping(_name, get_checkpoint_conversion_mapping("deepseek_v2"), overwrite=True)
 
 AutoModel.register(MostConfig, MostModel, exist_ok=True)
 AutoModelForCausalLM.register(MostConfig, MostForCausalLM, exist_ok=True)

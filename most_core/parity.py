@@ -25,9 +25,7 @@ TOLERANCE = 1e-4
 IGNORED_LABELS = 8  # the recording ignored the first eight positions
 
 
-def compare(
-    config: MostConfig, state: Mapping[str, torch.Tensor], io: Mapping[str, torch.Tensor]
-) -> dict[str, float]:
+def compare(config: MostConfig, state: Mapping[str, torch.Tensor], io: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Largest absolute difference of each recorded quantity; `expert choice` counts the tokens that differ."""
     config.aux_loss_form = "upstream"
     model = read_upstream_state(MostForCausalLM(config), state).float()
@@ -69,9 +67,7 @@ def compare(
         loss = balance_loss(seen[i]["logits"], seen[i]["indices"], allowed, modality, config)
         record("auxiliary loss", loss, io[f"layer{i}.aux_loss"])
         record("gate gradient", moe.gate.weight.grad, io[f"layer{i}.gate_grad"])
-    record(
-        "embedding gradient norm", model.model.embed_tokens.weight.grad.norm(), io["train.grad.embed_norm"]
-    )
+    record("embedding gradient norm", model.model.embed_tokens.weight.grad.norm(), io["train.grad.embed_norm"])
     return differences
 
 

@@ -2,7 +2,7 @@
 
 A prompt in ids (small tokenizer's spelling):
 
-    <bos> <|user|> text [Wave] [Frame] x n [/Wave] <|assistant|> heard words [/Heard] answer [Audio] units [/Audio] <eos>
+    <bos> <|user|> text [Wave] [Frame] x n [/Wave] <|assistant|> heard [/Heard] answer [Audio] units [/Audio] <eos>
 
 `[Frame]` positions are filled with projected encoder features; spoken turns of the assistant are unit tokens.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,7 +22,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from most_core.config import MostConfig, TokenTable
-from most_core.speech import SpeechEncoder, check_waveform
+from most_core.speech import SpeechEncoder, Word, check_waveform
 
 TRANSCRIBE = "Transcribe the following speech into text."
 SPEAK = "Convert the following text into speech."
@@ -70,7 +70,8 @@ class Prompt:
 
     ids: list[int]
     features: torch.Tensor | None = None
-    has_speech: bool = False
+    has_speech: bool = False  # the last turn is spoken
+    words: list[Word] = field(default_factory=list)  # of the last clip, where the encoder can tell
 
 
 class MostProcessor:
@@ -92,10 +93,10 @@ class MostProcessor:
         self.special_ids = sorted(set(tokenizer.all_special_ids) | {config.pad_token_id})
         spellings = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._special = re.compile("|".join(re.escape(token) for token in spellings))
-        self.eos_ids = _as_list(config.eos_token_id)
+        self._spellings: dict[int, str] = {}
 
-    def prompt(self, messages: Sequence[Message], *, prefix: str = "") -> Prompt:
-        """Ids and features of a conversation up to where the assistant speaks; `prefix` begins its reply."""
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """Ids and features of a conversation up to where the assistant speaks."""
         check_messages(messages)
         clips = [
             (message["role"], part)
@@ -112,24 +113,25 @@ class MostProcessor:
         )
         ids: list[int] = []
         features: list[torch.Tensor] = []
+        words: list[Word] = []
         remaining = iter(clips)
-        for token in self.tokenizer.encode(text + prefix, add_special_tokens=False):
+        for token in self.tokenizer.encode(text, add_special_tokens=False):
             ids.append(token)
             if token not in (self.tokens.wave_start, self.tokens.audio_start):
                 continue
             role, part = next(remaining)
             if self.encoder is None:
                 raise ValueError("this model was loaded without a speech encoder: give text, or add speech_encoder/")
-            wave = check_waveform(part["audio"], part.get("sampling_rate", 16000))
+            encoded = self.encoder.encode(check_waveform(part["audio"], part.get("sampling_rate", 16000)))
             if role == "assistant":
-                ids += [self.tokens.first_unit + int(unit) for unit in self.encoder.units(wave)]
+                ids += [self.tokens.first_unit + unit for unit in encoded.units.tolist()]
             else:
-                frames = self.encoder.features(wave)
-                ids += [self.tokens.frame] * len(frames)
-                features.append(frames)
+                ids += [self.tokens.frame] * len(encoded.features)
+                features.append(encoded.features)
+                words = encoded.words
         last = messages[-1]["content"]
         spoken = not isinstance(last, str) and any(part["type"] == "audio" for part in last)
-        return Prompt(ids, torch.cat(features) if features else None, spoken)
+        return Prompt(ids, torch.cat(features) if features else None, spoken, words if spoken else [])
 
     def _for_template(self, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
         """Waveforms need not pass through the template, and a person who types the spelling of a special token must
@@ -144,6 +146,12 @@ class MostProcessor:
     def text(self, ids: Iterable[int]) -> str:
         """Plain text of ids; special, unit and marker tokens are left out."""
         return self.tokenizer.decode([i for i in ids if i < self.tokens.first_unit], skip_special_tokens=True)
+
+    def spelling(self, token: int) -> str:
+        """How a single token is shown to people."""
+        if token not in self._spellings:
+            self._spellings[token] = self.tokenizer.decode([token], skip_special_tokens=False)
+        return self._spellings[token]
 
     def text_stream(self) -> TextStream:
         return TextStream(self.tokenizer)
@@ -214,11 +222,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def as_messages(given: str | np.ndarray | torch.Tensor | Sequence[Message], sampling_rate: int = 16000) -> list[Message]:
+def as_messages(
+    given: str | np.ndarray | torch.Tensor | Sequence[Message], sampling_rate: int = 16000
+) -> list[Message]:
     """A conversation from a string (text, never a path), a waveform, or messages."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]

@@ -129,9 +129,7 @@ def balance_loss(
     if config.aux_loss_form == "upstream":
         return config.aux_loss_alpha * _upstream_balance(probs_BTE, indices_NK, k, config.seq_aux)
 
-    weight_BT = (
-        torch.ones_like(modality_BT, dtype=probs.dtype) if valid_BT is None else valid_BT.to(probs.dtype)
-    )
+    weight_BT = torch.ones_like(modality_BT, dtype=probs.dtype) if valid_BT is None else valid_BT.to(probs.dtype)
     chosen_BTE = torch.zeros_like(probs).scatter_(1, indices_NK, 1.0).view_as(probs_BTE)
     share_BTE = probs_BTE / probs_BTE.sum(-1, keepdim=True)
     total_B = weight_BT.sum(1).clamp_min(1)
@@ -149,9 +147,7 @@ def balance_loss(
     return config.aux_loss_alpha * loss
 
 
-def _upstream_balance(
-    probs_BTE: torch.Tensor, indices_NK: torch.Tensor, k: int, per_sequence: bool
-) -> torch.Tensor:
+def _upstream_balance(probs_BTE: torch.Tensor, indices_NK: torch.Tensor, k: int, per_sequence: bool) -> torch.Tensor:
     batch, length, experts = probs_BTE.shape
     if per_sequence:
         picks = indices_NK.view(batch, -1)

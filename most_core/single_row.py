@@ -64,11 +64,7 @@ class SingleRow:
         return torch.mm(x.mul_(_inverse_rms(x, hidden, self.head_eps)).mul_(self.head_norm), self.head)
 
     def _modality(self, token: int) -> int:
-        tokens = self.tokens
-        if tokens is None:
-            return TEXT
-        is_unit = tokens.first_unit <= token < tokens.first_unit + tokens.num_units
-        return AUDIO if is_unit or token == tokens.frame else TEXT
+        return AUDIO if self.tokens is not None and self.tokens.is_audio(token) else TEXT
 
 
 def _inverse_rms(x: torch.Tensor, size: int, eps: float) -> float:

@@ -73,7 +73,8 @@ class _HostCopies:
             return
         pinned = self._spare.pop() if self._spare else None
         if pinned is None or pinned.numel() < tensor.numel():
-            pinned = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
+            with torch.inference_mode(False):  # an inference tensor could not be written outside that mode
+                pinned = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
         host = pinned[: tensor.numel()].view(tensor.shape).copy_(tensor, non_blocking=True)
         arrived = torch.cuda.current_stream(tensor.device).record_event()
         self._land()
@@ -96,7 +97,8 @@ class _HostCopies:
 class RoutingRecorder:
     """Collects the gates' probabilities of one reply.
 
-    `knock_out` names experts that are off, as (decoder layer, expert): the next best of the group stands in.
+    `knock_out` names experts that are off, as (decoder layer, expert): they are never `chosen`. If the model still
+    picks them, with weight zero, their slot is empty; otherwise the next best of the group stands in.
     """
 
     def __init__(self, config: MostConfig, *, keep: int = 8, knock_out: Sequence[tuple[int, int]] = ()) -> None:
@@ -109,11 +111,11 @@ class RoutingRecorder:
             raise ValueError(f"keep {keep} is less than the {K} experts per token: keep at least {K}")
         self._config, self._layers, self._keep = config, layers, min(keep, E)
         self._groups_2LE = group_masks(config)
-        self._usable_2LE = self._groups_2LE.clone()
+        self._on_LE = torch.ones(len(layers), E, dtype=torch.bool)
         for layer, expert in knock_out:
             if layer not in layers or not 0 <= expert < E:
                 raise ValueError(f"there is no expert {expert} in layer {layer}: layers {layers}, experts 0..{E - 1}")
-            self._usable_2LE[:, layers.index(layer), expert] = False
+            self._on_LE[layers.index(layer), expert] = False
         self._probs, self._indices = _HostCopies(), _HostCopies()
         self._steps: list[tuple[list[int], list[int], str, int, bool]] = []
         self._count = self._settled = 0
@@ -188,12 +190,15 @@ class RoutingRecorder:
         given = np.repeat(np.array([step[4] for step in steps], bool), counts)
         modality = np.array([m for step in steps for m in step[1]], np.int64)
 
-        probs_TLE = torch.cat(probs_LNE, 1).transpose(0, 1).float()
-        chosen_TLK = _derive_chosen(probs_TLE, self._usable_2LE[modality], self._config)
+        probs_TLE = torch.cat(probs_LNE, 1).transpose(0, 1).detach().float()
+        group_TLE = self._groups_2LE[modality]
+        chosen_TLK = _derive_chosen(probs_TLE, group_TLE & self._on_LE, self._config)
         if indices_LNK:
             chosen_TLK[given] = torch.cat(indices_LNK, 1).transpose(0, 1).long()
             if chosen_TLK.max() >= probs_TLE.shape[2]:
                 raise ValueError(f"there is no expert {int(chosen_TLK.max())}: give indices below {probs_TLE.shape[2]}")
+            on_TLK = self._on_LE.expand_as(group_TLE).gather(-1, chosen_TLK.clamp_min(0))
+            chosen_TLK = chosen_TLK.masked_fill(~on_TLK, -1)
 
         start_s = np.full(len(turn), np.nan, np.float32)
         end_s = start_s.copy()
@@ -214,7 +219,7 @@ class RoutingRecorder:
             end_s=end_s,
             logprob=np.full(len(turn), np.nan, np.float32),
             layers=np.array(self._layers, np.int16),
-            **_summarise(probs_TLE, self._groups_2LE[modality], chosen_TLK, self._keep),
+            **_summarise(probs_TLE, group_TLE, chosen_TLK, self._keep),
         )
 
     def _annotated(self, rows: RoutingRows) -> RoutingRows:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub.errors import StrictDataclassError
 
 from most_core.config import MostConfig
 
@@ -63,7 +64,7 @@ def read_trace(prefix: str | Path) -> tuple[dict[str, np.ndarray | None], MostCo
         config = MostConfig.from_dict(json.loads(meta["config"]))
         token = tables["tokens"]["token"]
         arrays = _unfold_routing(token, tables["routing"], config) | _unfold_layers(token, tables["layers"], config)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the files of trace {prefix} do not fit together: {reason}; save it again") from error
     return tables["tokens"] | arrays, config, meta
@@ -106,7 +107,7 @@ def _unfold_routing(token: np.ndarray, rows: Arrays, config: MostConfig) -> Arra
     T, layers, E, K = len(token), config.moe_layers, config.n_routed_experts, config.num_experts_per_tok
     L = len(layers)
     count = int((rows["rank"] != UNRANKED).sum())
-    W = count // (T * L) if T else min(8, E)
+    W = count // (T * L) if T * L else min(8, E)
     _check_order(rows, np.repeat(token, L * W), np.tile(np.repeat(layers, W), T), count, "routing")
     if (np.diff(token) <= 0).any() or not np.array_equal(rows["rank"][:count], np.tile(np.arange(W), T * L)):
         raise ValueError("token numbers or ranks do not rise")

@@ -201,11 +201,7 @@ class Vocoder:
 
     def save(self, folder: str | Path) -> None:
         """Write `vocoder/` into a checkpoint folder."""
-        part = Path(folder) / "vocoder"
-        part.mkdir(parents=True, exist_ok=True)
-        (part / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n")
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(state, part / "model.safetensors", {"format": "pt"})
+        write_vocoder(self.model, Path(folder) / "vocoder")
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Vocoder:
@@ -304,6 +300,14 @@ class VocoderStream:
         keep = max(0, stop - reach)
         self._undecided, self._decided = self._undecided[keep:], stop - keep
         return frames
+
+
+def write_vocoder(model: UnitHifiGan, part: Path) -> None:
+    """Write config.json and model.safetensors into the folder `part`."""
+    part.mkdir(parents=True, exist_ok=True)
+    (part / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, part / "model.safetensors", {"format": "pt"})
 
 
 def untrained_vocoder(num_units: int, seed: int = 0) -> Vocoder:

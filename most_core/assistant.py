@@ -1,0 +1,380 @@
+"""`Most`: hears, answers and speaks. Decoder, tokenizer, speech encoder and vocoder behind four verbs.
+
+most = most_core.load("assets/nano")
+reply = most.answer(waveform)          # reply.heard, reply.text, reply.waveform, ...
+for event in most.stream(messages):    # HeardDelta, TextDelta, SpeechDelta, RoutingDelta, then Done
+    ...
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from most_core.decoder import Decoder, make_decoder
+from most_core.generation import DONE, HEARD, SPEECH, TEXT, Generation, GenerationSettings, ReplyGrammar, TokenLoop
+from most_core.model import MostForCausalLM
+from most_core.processing import SPEAK, TRANSCRIBE, Message, MostProcessor, Prompt, as_messages
+from most_core.speech import SAMPLE_RATE, SpeechEncoder, Word, check_waveform
+from most_core.trace import RoutingRecorder, RoutingRows, RoutingTrace
+from most_core.vocoder import Vocoder
+
+ROUTING_INTERVAL_S = 0.1
+LISTEN_INTERVAL_S = 0.4
+STAGES = ("encode", "prefill", "heard", "text", "units", "vocoder")
+
+
+@dataclass(frozen=True)
+class HeardDelta:
+    """More of what was heard; a provisional one replaces all heard so far and is replaced at commit."""
+
+    text: str
+    provisional: bool = False
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True)
+class SpeechDelta:
+    pcm: np.ndarray  # float32 mono
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class RoutingDelta:
+    tokens: RoutingRows
+    provisional: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished reply. `confidence` is the geometric mean probability of the answer's words; `timings` are
+    milliseconds: stages (encode, prefill, heard, text, units, vocoder) and moments since the start (first_unit,
+    first_sound, total)."""
+
+    text: str
+    waveform: np.ndarray
+    sample_rate: int
+    units: list[int]
+    heard: str
+    words: list[Word]
+    confidence: float
+    finish_reason: str
+    trace: RoutingTrace | None
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Done:
+    reply: Reply
+
+
+Event = HeardDelta | TextDelta | SpeechDelta | RoutingDelta | Done
+
+
+class Most:
+    """The whole model. `encoder` and `vocoder` may be None: then it only reads, or only writes."""
+
+    def __init__(
+        self,
+        model: MostForCausalLM,
+        processor: MostProcessor,
+        encoder: SpeechEncoder | None = None,
+        vocoder: Vocoder | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        self.model, self.processor, self.encoder, self.vocoder = model, processor, encoder, vocoder
+        self.config, self.tokens = model.config, processor.tokens
+        self.loop = TokenLoop(decoder or make_decoder(model))
+
+    # -- the four verbs --------------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        given: str | np.ndarray | torch.Tensor | Sequence[Message],
+        *,
+        settings: GenerationSettings | None = None,
+        cancel: threading.Event | None = None,
+        record_routing: bool = False,
+        knock_out: Sequence[tuple[int, int]] = (),
+        sampling_rate: int = SAMPLE_RATE,
+    ) -> Iterator[Event]:
+        """Answer a text (never a path), a waveform or a conversation, event by event; the last event is `Done`.
+
+        Set `cancel` from any thread to stop within one token. `knock_out` switches (decoder layer, expert) pairs
+        off. Closing the iterator early frees its place at once.
+        """
+        settings = settings or GenerationSettings()
+        clock = _Clock()
+        messages = as_messages(given, sampling_rate)
+        with clock.stage("encode"):
+            prompt = self.processor.prompt(messages)
+        start = HEARD if prompt.has_speech else TEXT
+        reply = _Reply(clock, "" if prompt.has_speech else _last_text(messages), words=prompt.words)
+        yield from self._reply(prompt, settings, start, reply, cancel, record_routing, knock_out)
+
+    def answer(
+        self,
+        given: str | np.ndarray | torch.Tensor | Sequence[Message],
+        history: Sequence[Message] = (),
+        **options: object,
+    ) -> Reply:
+        """`stream()`, collected. `history` holds earlier turns."""
+        messages = [*history, *as_messages(given, options.pop("sampling_rate", SAMPLE_RATE))]
+        return _last(self.stream(messages, **options))
+
+    def transcribe(self, waveform: np.ndarray | torch.Tensor, sampling_rate: int = SAMPLE_RATE) -> str:
+        """What was said, decoded freely by the language model under its ASR prompt."""
+        audio = {"type": "audio", "audio": waveform, "sampling_rate": sampling_rate}
+        messages = [{"role": "user", "content": [{"type": "text", "text": TRANSCRIBE}, audio]}]
+        prompt = self.processor.prompt(messages)
+        settings = GenerationSettings(speak=False, max_sentence_tokens=256, max_new_tokens=256)
+        return _last(self._reply(prompt, settings, TEXT, _Reply(_Clock()))).text
+
+    def speak(self, text: str) -> tuple[np.ndarray, int]:
+        """Read `text` aloud, sentence by sentence: (waveform, sample rate)."""
+        if self.vocoder is None:
+            raise ValueError("this model was loaded without a vocoder: add vocoder/ to its folder")
+        sentences = [s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s]
+        if not sentences:
+            raise ValueError("there is no text to speak: give at least one word")
+        settings = GenerationSettings(stop_ids=(self.tokens.audio_end,))
+        waves = []
+        for sentence in sentences:
+            prompt = self.processor.prompt([{"role": "user", "content": f"{SPEAK} {sentence}"}])
+            prompt.ids.append(self.tokens.audio_start)
+            waves.append(_last(self._reply(prompt, settings, SPEECH, _Reply(_Clock()))).waveform)
+        return np.concatenate(waves), self.vocoder.sample_rate
+
+    def listen(self, messages: Sequence[Message] = (), **options: object) -> Listener:
+        """For speech still coming in: push sound, then commit (options as in `stream`) or discard."""
+        return Listener(self, list(messages), options)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _reply(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings,
+        start: str,
+        reply: _Reply,
+        cancel: threading.Event | None = None,
+        record_routing: bool = False,
+        knock_out: Sequence[tuple[int, int]] = (),
+    ) -> Iterator[Event]:
+        clock = reply.clock
+        recorder = RoutingRecorder(self.config) if record_routing else None
+        grammar = ReplyGrammar(self.config, self.processor.special_ids, settings, start)
+        with clock.stage("prefill"):
+            running = self.loop.start(
+                prompt, settings, grammar=grammar, cancel=cancel, recorder=recorder, knock_out=knock_out
+            )
+        try:
+            if recorder is not None:
+                for position, token in enumerate(prompt.ids):
+                    recorder.annotate(position, text=self.processor.spelling(token))
+            yield from self._events(running, reply, recorder)
+        finally:
+            self.loop.finish(running)
+        yield Done(self._finished(reply, running, recorder))
+
+    def _events(self, running: Generation, reply: _Reply, recorder: RoutingRecorder | None) -> Iterator[Event]:
+        clock, tokens, grammar = reply.clock, self.tokens, running.grammar
+        text_stream = self.processor.text_stream()
+        voice = _Voice(self.vocoder, clock)
+        sent_routing = time.perf_counter()
+        while running.finish_reason is None:
+            with clock.stage(_STAGE_OF[grammar.phase]):
+                made = self.loop.step([running])
+            for _, token in made:
+                if recorder is not None and token.recorded is not None:
+                    recorder.annotate(token.recorded, text=self.processor.spelling(token.id), logprob=token.logprob)
+                if token.id == tokens.heard_end:
+                    text_stream = self.processor.text_stream()
+                elif tokens.is_audio(token.id):
+                    reply.units.append(token.id - tokens.first_unit)
+                    clock.mark("first_unit")
+                    yield from reply.spoken(voice.push(token.id - tokens.first_unit))
+                elif token.id == tokens.audio_end:
+                    yield from reply.spoken(voice.finish())
+                elif token.id not in running.stop_ids and (piece := text_stream.push(token.id)):
+                    yield reply.wrote(piece, token.phase)
+            if recorder is not None and time.perf_counter() - sent_routing >= ROUTING_INTERVAL_S:
+                sent_routing = time.perf_counter()
+                yield RoutingDelta(recorder.drain())
+        if running.finish_reason != "cancelled":
+            yield from reply.spoken(voice.finish())
+        if recorder is not None:
+            yield RoutingDelta(recorder.drain())
+
+    def _finished(self, reply: _Reply, running: Generation, recorder: RoutingRecorder | None) -> Reply:
+        said = [t.logprob for t in running.tokens if t.phase == TEXT and t.id < self.tokens.first_unit]
+        return Reply(
+            text=reply.text.strip(),
+            waveform=np.concatenate(reply.waves) if reply.waves else np.zeros(0, np.float32),
+            sample_rate=self.vocoder.sample_rate if self.vocoder else SAMPLE_RATE,
+            units=reply.units,
+            heard=reply.heard.strip(),
+            words=reply.words,
+            confidence=math.exp(sum(said) / len(said)) if said else 0.0,
+            finish_reason=running.finish_reason or "cancelled",
+            trace=recorder.finish() if recorder else None,
+            timings=reply.clock.timings(),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint folder that `most_core.load` reads."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        self.processor.tokenizer.save_pretrained(folder)
+        if self.encoder is not None:
+            self.encoder.save(folder)
+        if self.vocoder is not None:
+            self.vocoder.save(folder)
+
+
+_STAGE_OF = {HEARD: "heard", TEXT: "text", SPEECH: "units", DONE: "text"}
+
+
+@dataclass
+class _Reply:
+    """A reply while it grows."""
+
+    clock: _Clock
+    heard: str = ""
+    text: str = ""
+    units: list[int] = field(default_factory=list)
+    waves: list[np.ndarray] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+
+    def wrote(self, piece: str, phase: str) -> HeardDelta | TextDelta:
+        if phase == HEARD:
+            piece = piece if self.heard else piece.lstrip()
+            self.heard += piece
+            return HeardDelta(piece)
+        piece = piece if self.text else piece.lstrip()
+        self.text += piece
+        return TextDelta(piece)
+
+    def spoken(self, sound: SpeechDelta | None) -> Iterator[SpeechDelta]:
+        if sound is not None:
+            self.clock.mark("first_sound")
+            self.waves.append(sound.pcm)
+            yield sound
+
+
+class _Voice:
+    """Units of one reply -> sound, sentence by sentence."""
+
+    def __init__(self, vocoder: Vocoder | None, clock: _Clock) -> None:
+        self.vocoder, self.clock, self.stream = vocoder, clock, None
+
+    def push(self, unit: int) -> SpeechDelta | None:
+        if self.vocoder is None:
+            return None
+        with self.clock.stage("vocoder"):
+            self.stream = self.stream or self.vocoder.stream()
+            return self._delta(self.stream.push([unit]))
+
+    def finish(self) -> SpeechDelta | None:
+        """The rest of a sentence."""
+        if self.stream is None:
+            return None
+        with self.clock.stage("vocoder"):
+            pcm, self.stream = self.stream.finish(), None
+            return self._delta(pcm)
+
+    def _delta(self, pcm: np.ndarray) -> SpeechDelta | None:
+        return SpeechDelta(pcm, self.vocoder.sample_rate) if len(pcm) else None
+
+
+class _Clock:
+    """Milliseconds by stage, and moments since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.stages = dict.fromkeys(STAGES, 0.0)
+        self.moments: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.stages[name] += (time.perf_counter() - begin) * 1e3
+
+    def mark(self, name: str) -> None:
+        self.moments.setdefault(name, (time.perf_counter() - self.start) * 1e3)
+
+    def timings(self) -> dict[str, float]:
+        self.mark("total")
+        return {**self.stages, **self.moments}
+
+
+class Listener:
+    """Speech that is still coming in. What `push` reports is provisional: it hears the utterance anew a few times a
+    second (the encoder looks both ways), and `commit` hears it once more, whole."""
+
+    def __init__(self, most: Most, messages: list[Message], options: dict[str, object]) -> None:
+        self.most, self.messages, self.options = most, messages, options
+        self._parts: list[np.ndarray] = []
+        self._unheard_s = 0.0
+
+    def push(self, pcm: np.ndarray, sampling_rate: int = SAMPLE_RATE) -> list[Event]:
+        """Add sound; returns provisional events, or none when it is too soon for new ones."""
+        part = check_waveform(pcm, sampling_rate)
+        self._parts.append(part)
+        self._unheard_s += len(part) / SAMPLE_RATE
+        if self._unheard_s < LISTEN_INTERVAL_S:
+            return []
+        self._unheard_s = 0.0
+        return self._hear()
+
+    def _hear(self) -> list[Event]:
+        wants_routing = bool(self.options.get("record_routing"))
+        settings = GenerationSettings(speak=False, stop_ids=(self.most.tokens.heard_end,), max_new_tokens=64)
+        done, events = None, []
+        for event in self.most.stream(self._turn(), settings=settings, record_routing=wants_routing):
+            if isinstance(event, RoutingDelta):
+                events.append(RoutingDelta(event.tokens, provisional=True))
+            elif isinstance(event, Done):
+                done = event
+        return [HeardDelta(done.reply.heard, provisional=True), *events]
+
+    def commit(self) -> Iterator[Event]:
+        """The person has finished: as `Most.stream`, with what was pushed as the last user turn."""
+        if not self._parts:
+            raise ValueError("nothing was said: push sound before commit, or discard")
+        return self.most.stream(self._turn(), **self.options)
+
+    def discard(self) -> None:
+        """Forget what was pushed."""
+        self._parts.clear()
+        self._unheard_s = 0.0
+
+    def _turn(self) -> list[Message]:
+        audio = {"type": "audio", "audio": np.concatenate(self._parts), "sampling_rate": SAMPLE_RATE}
+        return [*self.messages, {"role": "user", "content": [audio]}]
+
+
+def _last(events: Iterator[Event]) -> Reply:
+    for event in events:
+        if isinstance(event, Done):
+            return event.reply
+    raise RuntimeError("the stream ended without a reply")
+
+
+def _last_text(messages: Sequence[Message]) -> str:
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")

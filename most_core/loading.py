@@ -1,0 +1,225 @@
+"""Checkpoint folders to models: checks first, one-line errors, devices, dtypes, quantization of the experts too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from most_core.assistant import Most
+from most_core.config import MostConfig
+from most_core.decoder import make_decoder
+from most_core.model import MostForCausalLM, MostPerExpertForCausalLM
+from most_core.processing import MostProcessor, load_tokenizer, train_small_tokenizer
+from most_core.speech import SpeechEncoder, untrained_encoder
+from most_core.vocoder import Vocoder, untrained_vocoder
+
+# bitsandbytes would quantize these too: the head and the projector are small and precious, and the latent expansion
+# is absorbed as a plain matrix. Naming any module replaces the library's own defaults, so all are named.
+KEEP_PRECISE = ("lm_head", "kv_b_proj", "speech_projector")
+# Words for an untrained model's tokenizer.
+PRIMER = """The quick brown fox jumps over the lazy dog while five boxing wizards jump quickly. What time is it?
+Can I get a large latte with a bit of soy milk, please? One two three four five six seven eight nine ten."""
+LARGE = 1_000_000_000  # parameters; smaller models run in float32 on a CPU, where that is fastest
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    quantize: str | None = None,
+    *,
+    slots: int = 4,
+    context: int | None = None,
+    **placement: Any,
+) -> Most:
+    """The whole model of a checkpoint folder.
+
+    `slots` conversations of at most `context` tokens run at a time. `placement` is `load_decoder`'s `device_map`,
+    `max_memory` and `offload_folder`. A folder without `speech_encoder/` or `vocoder/` loads as a model that cannot
+    hear or speak.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: give a MoST checkpoint folder, such as assets/nano")
+    device = choose_device(device)
+    model = load_decoder(folder, device=device, dtype=dtype, quantize=quantize, **placement)
+    encoder = SpeechEncoder.load(folder, device) if (folder / "speech_encoder").is_dir() else None
+    vocoder = Vocoder.load(folder, device) if (folder / "vocoder").is_dir() else None
+    processor = MostProcessor(model.config, load_tokenizer(folder), encoder)
+    return Most(model, processor, encoder, vocoder, make_decoder(model, slots, context))
+
+
+def untrained(preset: str = "nano", seed: int = 0, *, slots: int = 4) -> Most:
+    """A complete model with random weights ("tiny" or "nano"): it babbles, and everything else works."""
+    config = MostConfig.preset(preset)
+    if preset == "lite":
+        raise ValueError("an untrained lite model weighs 31.6 GB and helps nobody: use 'nano' or 'tiny'")
+    torch.manual_seed(seed)
+    model = MostForCausalLM(config).eval()
+    tokenizer = train_small_tokenizer([PRIMER], config)
+    encoder = untrained_encoder(config.speech_feature_size, config.tokens.num_units, seed)
+    vocoder = untrained_vocoder(config.tokens.num_units, seed)
+    processor = MostProcessor(config, tokenizer, encoder)
+    return Most(model, processor, encoder, vocoder, make_decoder(model, slots))
+
+
+def load_decoder(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    quantize: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    max_memory: dict[str | int, str | int] | None = None,
+    offload_folder: str | Path | None = None,
+) -> MostForCausalLM:
+    """The decoder of a checkpoint folder, in eval mode.
+
+    `quantize` is None, "int8" or "nf4" (through bitsandbytes, the routed experts included). `device_map`,
+    `max_memory` and `offload_folder` are accelerate's, for weights spread over devices, CPU memory and disk.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    check_weights(folder, config)
+    device = choose_device(device)
+    dtype = _dtype(dtype, device, config)
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True}
+    if quantize is not None:
+        options["quantization_config"] = _quantization(quantize, dtype, config, device)
+    if device_map is not None:
+        options["device_map"] = device_map
+        options["max_memory"] = max_memory
+        if offload_folder is not None:
+            options["offload_folder"] = str(offload_folder)
+    elif quantize is not None or device != "cpu":
+        options["device_map"] = {"": device}
+    return MostForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def choose_device(device: str) -> str:
+    """ "auto" is the first GPU, else the CPU; a device that is not there is an error."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = torch.device(device).type if device in ("cpu", "cuda", "mps") or ":" in device else None
+    if kind is None:
+        raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no GPU: use device='cpu'")
+    return device
+
+
+def read_config(folder: Path) -> MostConfig:
+    """The configuration of a checkpoint folder, or a one-line error."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no config.json in {folder}: is this a MoST checkpoint folder?")
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): restore it") from None
+    if data.get("model_type") != "most":
+        raise ValueError(
+            f"{path} has model_type {data.get('model_type')!r}, not 'most': convert it with "
+            "`python -m most_core.convert`"
+        )
+    return MostConfig.from_pretrained(folder, local_files_only=True)
+
+
+def check_weights(folder: Path, config: MostConfig) -> None:
+    """Raise a one-line error for missing, truncated or misshapen weights, before any is loaded."""
+    found: dict[str, tuple[int, ...]] = {}
+    for shard in _shards(folder):
+        if not shard.is_file():
+            raise FileNotFoundError(f"shard {shard.name} is missing from {folder}: copy the checkpoint again")
+        try:
+            with safe_open(shard, framework="pt") as file:
+                found.update({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{shard} is truncated or not a safetensors file ({error}): copy it again") from None
+    if getattr(config, "quantization_config", None):
+        return  # packed shapes; transformers checks them
+    expected = expected_shapes(config)
+    for name, shape in expected.items():
+        if name not in found:
+            raise ValueError(f"tensor {name} is missing from {folder}: the checkpoint is incomplete")
+        if found[name] != shape:
+            raise ValueError(
+                f"tensor {name} in {folder} has shape {list(found[name])}, config.json asks for {list(shape)}: "
+                "they do not belong together"
+            )
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, a pickle, where safetensors are expected: convert it with "
+            "`python -m most_core.convert` (a pickle can run code when opened)"
+        )
+    raise FileNotFoundError(f"no model.safetensors in {folder}: is the download complete?")
+
+
+def expected_shapes(config: MostConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a checkpoint of this configuration, as they are on disk."""
+    with torch.device("meta"):
+        model = MostForCausalLM(config)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in model.state_dict().items():
+        shape = tuple(tensor.shape)
+        if name.endswith("experts.gate_up_proj"):
+            for expert in range(shape[0]):
+                for part in ("gate_proj", "up_proj"):
+                    shapes[name.replace("gate_up_proj", f"{expert}.{part}.weight")] = (shape[1] // 2, shape[2])
+        elif name.endswith("experts.down_proj"):
+            for expert in range(shape[0]):
+                shapes[name.replace("down_proj", f"{expert}.down_proj.weight")] = shape[1:]
+        elif not (name == "lm_head.weight" and config.tie_word_embeddings):
+            shapes[name] = shape
+    return shapes
+
+
+def _dtype(dtype: torch.dtype | str | None, device: str, config: MostConfig) -> torch.dtype:
+    if isinstance(dtype, str):
+        chosen = getattr(torch, dtype, None)
+        if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+            raise ValueError(f"unknown dtype {dtype!r}: use 'float32', 'bfloat16' or 'float16'")
+        return chosen
+    if dtype is not None:
+        return dtype
+    if device != "cpu":
+        return torch.bfloat16
+    experts = 3 * config.n_routed_experts * config.moe_intermediate_size * config.hidden_size * len(config.moe_layers)
+    return torch.bfloat16 if experts > LARGE else torch.float32
+
+
+def _quantization(quantize: str, dtype: torch.dtype, config: MostConfig, device: str) -> Any:
+    if quantize not in ("int8", "nf4"):
+        raise ValueError(f"unknown quantization {quantize!r}: use 'int8', 'nf4' or None")
+    from transformers import BitsAndBytesConfig  # imported late: bitsandbytes prints warnings and is slow to load
+
+    skip = [*KEEP_PRECISE, *(_too_narrow_for_nf4(config) if quantize == "nf4" and device == "cpu" else ())]
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _too_narrow_for_nf4(config: MostConfig) -> list[str]:
+    """bitsandbytes' CPU kernel wants out_features divisible by 32; other linears stay as they are."""
+    with torch.device("meta"):
+        model = MostPerExpertForCausalLM(config)
+    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m.out_features % 32]

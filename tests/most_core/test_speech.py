@@ -1,0 +1,206 @@
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from most_core.speech import (
+    SAMPLE_RATE,
+    CtcHead,
+    Quantizer,
+    SpeechEncoder,
+    check_waveform,
+    untrained_encoder,
+)
+
+TONE = np.sin(np.arange(8000) * 0.1).astype(np.float32) * 0.5
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return untrained_encoder(feature_size=24, num_units=32, seed=1)
+
+
+# -- waveforms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        TONE,
+        TONE.astype(np.float64),
+        torch.from_numpy(TONE),
+        torch.from_numpy(TONE).bfloat16(),
+        (TONE * 2**15).astype(np.int16),
+        (TONE.astype(np.float64) * 2**31).astype(np.int32),
+        (TONE * 128 + 128).astype(np.uint8),
+        np.stack([TONE, TONE]),
+        np.stack([TONE * 1.5, TONE * 0.5], axis=1),
+        TONE[None],
+        TONE[:, None],
+    ],
+)
+def test_every_kind_of_recording_becomes_the_same_float32_mono(given):
+    wave = check_waveform(given, SAMPLE_RATE)
+    assert wave.dtype == np.float32
+    assert wave.shape == TONE.shape
+    assert np.abs(wave - TONE).max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+def test_resampling_keeps_pitch_level_and_length(rate):
+    second = np.sin(2 * np.pi * 440 * np.arange(rate) / rate) * 0.5
+    wave = check_waveform(second, rate)
+    assert len(wave) == SAMPLE_RATE
+    expected = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE) * 0.5
+    assert np.abs(wave - expected)[200:-200].max() < 0.01
+
+
+@pytest.mark.parametrize("scale", [1.01, 3.0, 32767.0, 1e38])
+def test_floats_beyond_one_are_divided_by_their_peak(scale):
+    wave = check_waveform(TONE * np.float32(2 * scale), SAMPLE_RATE)
+    assert np.abs(wave).max() == pytest.approx(1)
+    assert np.abs(wave - TONE * 2).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("waveform", "rate", "words"),
+    [
+        (TONE, 192000, "sampling rate 192000 .* resample to 16000 first"),
+        (TONE, 4000, "sampling rate 4000 "),
+        (TONE, None, "sampling rate None"),
+        (TONE, 16000.5, "sampling rate 16000.5"),
+        (TONE[:0], 16000, "empty"),
+        (np.zeros((0, 2), np.float32), 16000, "empty"),
+        (np.where(np.arange(10) == 3, np.nan, TONE[:10]), 16000, "nan at sample 3"),
+        (np.where(np.arange(10) == 3, -np.inf, TONE[:10]), 44100, "-inf at sample 3"),
+        (np.zeros((6, 100), np.float32), 16000, r"\(6, 100\)"),
+        (np.zeros((1, 1, 100), np.float32), 16000, r"\(1, 1, 100\)"),
+        (np.float32(0.5), 16000, r"shape \(\)"),
+        (np.zeros(10, np.int64), 16000, "int64 .* int16"),
+        (np.array(["a"]), 16000, "full scale"),
+    ],
+)
+def test_a_bad_waveform_says_what_is_wrong(waveform, rate, words):
+    with pytest.raises(ValueError, match=words) as error:
+        check_waveform(waveform, rate)
+    assert "\n" not in str(error.value)
+
+
+# -- encoder -----------------------------------------------------------------------------------------------------------
+
+
+def test_25_frames_a_second_of_features_and_varied_units(encoder):
+    noise = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE).astype(np.float32)
+    features, units = encoder.features_and_units(noise)
+    assert features.dtype == torch.float32
+    assert features.shape == (49, 24)  # 2 s, less the context of the first frame
+    assert units.dtype == np.int64
+    assert units.shape == (49,)
+    assert len(set(units)) > 5
+    assert torch.equal(features, encoder.features(noise))
+    assert np.array_equal(units, encoder.units(noise))
+    assert not features.requires_grad
+
+
+def test_units_are_the_nearest_centroids(encoder):
+    features, units = encoder.features_and_units(TONE)
+    distances = torch.cdist(features.double(), encoder.quantizer.centroids.double())
+    assert np.array_equal(distances.argmin(1).numpy(), units)
+
+
+@pytest.mark.parametrize("samples", [1, 639, 640, 719, 720, 1359])
+def test_sound_shorter_than_two_frames_gives_one(encoder, samples):
+    features, units = encoder.features_and_units(TONE[:samples])
+    assert features.shape == (1, 24)
+    assert units.shape == (1,)
+    assert features.isfinite().all()
+
+
+def test_normalized_features_do_not_depend_on_loudness(encoder):
+    assert torch.allclose(encoder.features(TONE), encoder.features(TONE * 0.1), atol=1e-3)
+    plain = SpeechEncoder(encoder.model, encoder.quantizer, do_normalize=False)
+    assert not torch.allclose(plain.features(TONE), plain.features(TONE * 0.1), atol=1e-3)
+
+
+def test_seeds_decide_and_leave_the_global_generator_alone():
+    state = torch.get_rng_state()
+    first, again, other = (untrained_encoder(12, 8, seed) for seed in (5, 5, 6))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first.features(TONE), again.features(TONE))
+    assert not torch.equal(first.features(TONE), other.features(TONE))
+
+
+def test_the_untrained_encoder_is_fast(encoder):
+    start = time.perf_counter()
+    encoder.units(np.tile(TONE, 20))
+    assert time.perf_counter() - start < 10 / 20
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_saving_and_loading_keeps_everything(encoder, tmp_path, do_normalize):
+    saved = SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder), do_normalize)
+    saved.save(tmp_path)
+    loaded = SpeechEncoder.load(tmp_path)
+    assert loaded.quantizer.layer == 2
+    assert loaded.num_units == 32
+    assert torch.equal(loaded.features(TONE), saved.features(TONE))
+    assert np.array_equal(loaded.units(TONE), saved.units(TONE))
+    assert loaded.words(TONE) == saved.words(TONE)
+
+
+def test_an_incomplete_or_wrong_folder_says_so(encoder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        SpeechEncoder.load(tmp_path)
+    encoder.save(tmp_path)
+    Quantizer(torch.zeros(8, 25), layer=1).save(tmp_path / "units.safetensors")
+    with pytest.raises(ValueError, match="25 dimensions, the encoder's hidden states 24"):
+        SpeechEncoder.load(tmp_path)
+    Quantizer(torch.zeros(8, 24), layer=3).save(tmp_path / "units.safetensors")
+    with pytest.raises(ValueError, match="layer 3"):
+        SpeechEncoder.load(tmp_path)
+    Quantizer(torch.zeros(8, 24), layer=1, rate_hz=50).save(tmp_path / "units.safetensors")
+    with pytest.raises(ValueError, match="25 frames a second .* 50"):
+        SpeechEncoder.load(tmp_path)
+    save_file({"centroids": torch.zeros(8, 24)}, tmp_path / "units.safetensors")
+    with pytest.raises(ValueError, match="metadata layer"):
+        SpeechEncoder.load(tmp_path)
+    (tmp_path / "units.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"units\.safetensors"):
+        SpeechEncoder.load(tmp_path)
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+VOCAB = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
+
+
+def _spelling_head(encoder):
+    weight = torch.randn(len(VOCAB), encoder.feature_size, generator=torch.Generator().manual_seed(0))
+    return CtcHead(weight, torch.zeros(len(VOCAB)), VOCAB, layer=2)
+
+
+def test_words_have_their_times_and_confidence():
+    head = CtcHead(torch.eye(5) * 10, torch.zeros(5), VOCAB, layer=2)
+    ids = [0, 2, 2, 0, 2, 3, 1, 1, 0, 4, 0]
+    words = head.words(torch.eye(5)[ids], seconds_per_frame=0.04)
+    assert [word.text for word in words] == ["aab", "c"]
+    assert [(word.start_s, word.end_s) for word in words] == [(0.04, 0.24), (pytest.approx(0.36), 0.4)]
+    assert all(word.confidence == pytest.approx(1, abs=1e-3) for word in words)
+    unsure = head.words(torch.eye(5)[ids] * 0.1, seconds_per_frame=0.04)
+    assert all(0.2 < word.confidence < 0.7 for word in unsure)
+
+
+def test_silence_and_a_missing_head_give_no_words(encoder):
+    head = CtcHead(torch.eye(5), torch.zeros(5), VOCAB, layer=2)
+    assert head.words(torch.eye(5)[[0, 0, 1, 1, 0]], 0.04) == []
+    assert encoder.words(TONE) == []
+
+
+def test_a_vocabulary_that_does_not_match_its_head_is_refused(encoder, tmp_path):
+    SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder)).save(tmp_path)
+    (tmp_path / "speech_encoder" / "vocab.json").write_text(json.dumps({"<pad>": 0, "a": 1}))
+    with pytest.raises(ValueError, match=r"vocab\.json must number its 2 characters 0\.\.4"):
+        SpeechEncoder.load(tmp_path)
