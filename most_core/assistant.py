@@ -8,6 +8,7 @@ for event in most.stream(messages):    # HeardDelta, TextDelta, SpeechDelta, Rou
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import threading
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +177,7 @@ class Most:
         knock_out: Sequence[tuple[int, int]] = (),
     ) -> Iterator[Event]:
         clock = reply.clock
-        recorder = RoutingRecorder(self.config) if record_routing else None
+        recorder = RoutingRecorder(self.config, knock_out=knock_out) if record_routing else None
         grammar = ReplyGrammar(self.config, self.processor.special_ids, settings, start)
         with clock.stage("prefill"):
             running = self.loop.start(
@@ -213,11 +215,11 @@ class Most:
                     yield reply.wrote(piece, token.phase)
             if recorder is not None and time.perf_counter() - sent_routing >= ROUTING_INTERVAL_S:
                 sent_routing = time.perf_counter()
-                yield RoutingDelta(recorder.drain())
+                yield from _routed(recorder)
         if running.finish_reason != "cancelled":
             yield from reply.spoken(voice.finish())
         if recorder is not None:
-            yield RoutingDelta(recorder.drain())
+            yield from _routed(recorder)
 
     def _finished(self, reply: _Reply, running: Generation, recorder: RoutingRecorder | None) -> Reply:
         said = [t.logprob for t in running.tokens if t.phase == TEXT and t.id < self.tokens.first_unit]
@@ -230,9 +232,24 @@ class Most:
             words=reply.words,
             confidence=math.exp(sum(said) / len(said)) if said else 0.0,
             finish_reason=running.finish_reason or "cancelled",
-            trace=recorder.finish() if recorder else None,
+            trace=self._trace(recorder, running) if recorder else None,
             timings=reply.clock.timings(),
         )
+
+    def _trace(self, recorder: RoutingRecorder, running: Generation) -> RoutingTrace:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return recorder.finish(model_hash=self.model_hash, dtype=dtype, seed=running.settings.seed)
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Tells models apart: a digest of the configuration and of the first bytes of every weight."""
+        digest = hashlib.sha256(self.config.to_json_string().encode())
+        for name, weight in self.model.named_parameters():
+            digest.update(name.encode())
+            if weight.device.type != "meta":
+                head = weight.detach().reshape(-1)[:16].cpu()
+                digest.update(head.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint folder that `most_core.load` reads."""
@@ -373,6 +390,12 @@ def _last(events: Iterator[Event]) -> Reply:
         if isinstance(event, Done):
             return event.reply
     raise RuntimeError("the stream ended without a reply")
+
+
+def _routed(recorder: RoutingRecorder) -> Iterator[RoutingDelta]:
+    rows = recorder.drain()
+    if rows.num_tokens:
+        yield RoutingDelta(rows)
 
 
 def _last_text(messages: Sequence[Message]) -> str:

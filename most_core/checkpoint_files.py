@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -58,17 +59,14 @@ def load_content(path: Path) -> Any:
         if path.suffix == SAFETENSORS:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except (SafetensorError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or not complete: {_first_line(error)}") from None
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (SafetensorError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))  # the class that weights_only refused to create
+        if foreign is None:
+            raise ValueError(f"{path} is damaged or not complete: fetch it again") from error
         raise ValueError(
-            f"{path} is damaged or holds more than tensors ({_first_line(error)}): if you trust it, re-save its "
-            "state dict, torch.save(torch.load(path, weights_only=False)['model'], 'tensors.pt'), and give that"
+            f"{path} holds Python objects ({foreign[1]}) that may run code when opened: if you trust it, re-save its "
+            "state dict alone, torch.save(torch.load(path, weights_only=False)['model'], 'weights.pt'), and give that"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160].rstrip(". ")
 
 
 def weight_files(src: Path) -> list[Path]:

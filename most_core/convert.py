@@ -113,12 +113,15 @@ class Source:
                 yield f"{PROJECTOR}.{end}" if stem == self.projector else name, tensor
 
 
-def deepseek(src: Path, dst: Path, seed: int = 0, num_units: int = 500, speech_feature_size: int = 768) -> list[str]:
+def deepseek(
+    src: str | Path, dst: str | Path, seed: int = 0, num_units: int = 500, speech_feature_size: int = 768
+) -> list[str]:
     """Turn a DeepSeek-V2 folder into a MoST folder; returns report lines.
 
     The first half of the experts becomes text's, the second audio's. All units and markers are new tokens, with new
     rows (`with_new_rows`), and the speech projector is drawn from `seed`.
     """
+    src, dst = Path(src), Path(dst)
     settings = read_json(_existing(src / "config.json"))
     if settings.get("model_type") != "deepseek_v2":
         raise ValueError(
@@ -132,13 +135,13 @@ def deepseek(src: Path, dst: Path, seed: int = 0, num_units: int = 500, speech_f
 
 
 def upstream(
-    src: Path,
-    dst: Path,
+    src: str | Path,
+    dst: str | Path,
     seed: int = 0,
     num_units: int = 500,
     speech_feature_size: int = 768,
     projector: str = PROJECTOR,
-    config: Path | None = None,
+    config: str | Path | None = None,
 ) -> list[str]:
     """Turn a checkpoint of the public MoST code (a folder or a weight file) into a MoST folder; returns report lines.
 
@@ -146,7 +149,8 @@ def upstream(
     markers keep their rows; only our own tokens after them get new ones. `config` is config.json if it is not in the
     folder of the weights; tokenizer files are looked for beside it.
     """
-    config = config or (src if src.is_dir() else src.parent) / "config.json"
+    src, dst = Path(src), Path(dst)
+    config = Path(config or (src if src.is_dir() else src.parent) / "config.json")
     settings = read_json(_existing(config))
     settings["speech_feature_size"] = speech_feature_size
     with written_whole(dst) as folder:

@@ -36,8 +36,8 @@ USUAL_STRIDES = {7: (5, 2, 2, 2, 2, 2, 2), 8: (5, 2, 2, 2, 2, 2, 2, 2)}  # 50 Hz
 
 
 def hubert(
-    src: Path,
-    dst: Path,
+    src: str | Path,
+    dst: str | Path,
     strides: list[int] | None = None,
     heads: int | None = None,
     normalize: bool | None = None,
@@ -47,6 +47,7 @@ def hubert(
     A fairseq file's tensors tell all of its shape but the strides (default: 50 Hz for 7 convolutions, 25 Hz for 8),
     the attention heads and whether waveforms are normalized (default: as HuBERT large, not as base).
     """
+    src, dst = Path(src), Path(dst)
     if src.is_dir():
         model = _transformers_hubert(src)
         preprocessor = src / "preprocessor_config.json"
@@ -138,8 +139,9 @@ def _count(state: dict[str, torch.Tensor], ending: str) -> int:
 # -- units -------------------------------------------------------------------------------------------------------------
 
 
-def units(src: Path, dst: Path, layer: int, rate_hz: int = 25) -> list[str]:
+def units(src: str | Path, dst: str | Path, layer: int, rate_hz: int = 25) -> list[str]:
     """Write `dst/units.safetensors` from k-means centroids [K, D] in a .npy, .safetensors or .pt file."""
+    src, dst = Path(src), Path(dst)
     encoder = dst / "speech_encoder" / "config.json"
     centroids = _centroids(src)
     if encoder.is_file() and (width := read_json(encoder).get("hidden_size")) != centroids.shape[1]:
@@ -180,8 +182,9 @@ VOCODER_NAMES = (
 )
 
 
-def vocoder(src: Path, config_json: Path, dst: Path) -> list[str]:
+def vocoder(src: str | Path, config_json: str | Path, dst: str | Path) -> list[str]:
     """Write `dst/vocoder` from a unit HiFi-GAN checkpoint (`CodeGenerator`) and its config.json."""
+    src, config_json, dst = Path(src), Path(config_json), Path(dst)
     if not config_json.is_file():
         raise FileNotFoundError(f"{config_json} is missing: give the vocoder's config.json")
     config = _vocoder_config(read_json(config_json), config_json)

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from most_core.config import MostConfig
+from most_core.experts import PackedExperts
 from most_core.model import MostForCausalLM, MostMoe, check_ids
 from most_core.router import MostRouter, choose_experts, group_mask, modality_of
 from most_core.single_row import SingleRow
@@ -146,6 +147,8 @@ class LeanDecoder:
         self.masks: list[torch.Tensor] = [self._base_mask] * slots
         self.keep: list[torch.Tensor | None] = [None] * slots
         self._probs = self._choice = torch.empty(0)
+        moes = [layer.mlp for layer in model.model.layers if isinstance(layer.mlp, MostMoe)]
+        self._experts = [PackedExperts(m.experts) if PackedExperts.suits(m.experts) else m.experts for m in moes]
         self._one = SingleRow(self) if self._suits_single_row() else None
 
     def _suits_single_row(self) -> bool:
@@ -284,8 +287,10 @@ class LeanDecoder:
             per_row = len(flat) // len(slots)
             ones = torch.ones_like(self._base_mask[:, 0])
             keep = torch.stack([k if (k := self.keep[s]) is not None else ones for s in slots])[:, index]
-            weights = weights * keep.repeat_interleave(per_row, 0).gather(1, choice)
-        output = moe.experts(flat, choice, weights).view_as(normed)
+            kept = keep.repeat_interleave(per_row, 0).gather(1, choice)
+            weights = weights * kept
+            self._choice[index] = choice.masked_fill(kept == 0, -1)
+        output = self._experts[index](flat, choice, weights).view_as(normed)
         return output if moe.shared_experts is None else output + moe.shared_experts(normed)
 
 

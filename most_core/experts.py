@@ -9,6 +9,7 @@ Shapes: N tokens, K experts per token, S = N*K token-expert pairs, E experts, H 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -95,3 +96,45 @@ def most_experts_forward(
 
 
 ALL_EXPERTS_FUNCTIONS.register("most", most_experts_forward)
+
+
+class PackedExperts:
+    """A frozen bfloat16 copy of a layer's experts in oneDNN's blocked layout, for inference on CPUs.
+
+    A plain linear packs its weights anew in every call; packed once, a layer reads them at memory speed: 1.3 to 2.5
+    times the plain loop (`python -m bench moe`).
+    """
+
+    def __init__(self, experts: FusedExperts) -> None:
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        rows = 24  # tokens per expert that the layout is tuned for
+        width = experts.down_proj.shape[-1]
+        self.num_experts = experts.num_experts
+        self.gate = [pack(w[:width].detach().contiguous(), rows) for w in experts.gate_up_proj]
+        self.up = [pack(w[width:].detach().contiguous(), rows) for w in experts.gate_up_proj]
+        self.down = [pack(w.detach().contiguous(), rows) for w in experts.down_proj]
+
+    @staticmethod
+    def suits(experts: torch.nn.Module) -> bool:
+        """Whether this machine has the instructions and the memory for packed copies of such experts."""
+        if not isinstance(experts, FusedExperts) or experts.config.hidden_act != "silu":
+            return False
+        weight = experts.gate_up_proj
+        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+            return False
+        copies = 2 * 1.5 * weight.numel() * len(experts.config.moe_layers)
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+        return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported() and copies < free / 2
+
+    def __call__(self, hidden_NH: torch.Tensor, indices_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        order, spans = sort_by_expert(indices_NK, self.num_experts)
+        token = order // indices_NK.shape[1]
+        rows, weights = hidden_NH[token], weights_NK.reshape(-1)[order, None]
+        output = torch.zeros(hidden_NH.shape, dtype=torch.float32)
+        for e, start, stop in spans:
+            gated = linear(rows[start:stop], self.gate[e], None, "swish", [], "")
+            gated = linear.binary(rows[start:stop], gated, self.up[e], None, "mul")
+            made = linear(gated, self.down[e], None, "none", [], "").float()
+            output.index_add_(0, token[start:stop], made.mul_(weights[start:stop]))
+        return output.to(hidden_NH.dtype)

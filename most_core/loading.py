@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from most_core.assistant import Most
 from most_core.config import MostConfig
 from most_core.decoder import make_decoder
-from most_core.model import MostForCausalLM, MostPerExpertForCausalLM
+from most_core.model import MostForCausalLM
 from most_core.processing import MostProcessor, load_tokenizer, train_small_tokenizer
 from most_core.speech import SpeechEncoder, untrained_encoder
 from most_core.vocoder import Vocoder, untrained_vocoder
@@ -89,7 +90,7 @@ def load_decoder(
     dtype = _dtype(dtype, device, config)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True}
     if quantize is not None:
-        options["quantization_config"] = _quantization(quantize, dtype, config, device)
+        options["quantization_config"] = _quantization(quantize, dtype)
     if device_map is not None:
         options["device_map"] = device_map
         options["max_memory"] = max_memory
@@ -97,7 +98,10 @@ def load_decoder(
             options["offload_folder"] = str(offload_folder)
     elif quantize is not None or device != "cpu":
         options["device_map"] = {"": device}
-    return MostForCausalLM.from_pretrained(folder, **options).eval()
+    model = MostForCausalLM.from_pretrained(folder, **options).eval()
+    if getattr(model, "is_quantized", False):
+        _make_usable_on_cpu(model)
+    return model
 
 
 def choose_device(device: str) -> str:
@@ -201,12 +205,12 @@ def _dtype(dtype: torch.dtype | str | None, device: str, config: MostConfig) -> 
     return torch.bfloat16 if experts > LARGE else torch.float32
 
 
-def _quantization(quantize: str, dtype: torch.dtype, config: MostConfig, device: str) -> Any:
+def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     if quantize not in ("int8", "nf4"):
         raise ValueError(f"unknown quantization {quantize!r}: use 'int8', 'nf4' or None")
     from transformers import BitsAndBytesConfig  # imported late: bitsandbytes prints warnings and is slow to load
 
-    skip = [*KEEP_PRECISE, *(_too_narrow_for_nf4(config) if quantize == "nf4" and device == "cpu" else ())]
+    skip = list(KEEP_PRECISE)
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
@@ -218,8 +222,10 @@ def _quantization(quantize: str, dtype: torch.dtype, config: MostConfig, device:
     )
 
 
-def _too_narrow_for_nf4(config: MostConfig) -> list[str]:
-    """bitsandbytes' CPU kernel wants out_features divisible by 32; other linears stay as they are."""
-    with torch.device("meta"):
-        model = MostPerExpertForCausalLM(config)
-    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m.out_features % 32]
+def _make_usable_on_cpu(model: MostForCausalLM) -> None:
+    """bitsandbytes' packed CPU kernel for nf4 takes only some widths; others go through its plain path. Its int8
+    layers log a line per call."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu") and (module.out_features % 32 or module.in_features % 64):
+            module.support_avx512bf16_for_cpu = False

@@ -90,7 +90,8 @@ class MostProcessor:
                 f"the tokenizer puts [/Heard] at {known}, the configuration at {self.tokens.heard_end}: "
                 "they do not belong together"
             )
-        self.special_ids = sorted(set(tokenizer.all_special_ids) | {config.pad_token_id})
+        added = tokenizer.added_tokens_decoder.items()
+        self.special_ids = sorted({i for i, token in added if token.special} | {config.pad_token_id})
         spellings = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._special = re.compile("|".join(re.escape(token) for token in spellings))
         self._spellings: dict[int, str] = {}
@@ -207,7 +208,7 @@ def train_small_tokenizer(texts: Iterable[str], config: MostConfig) -> PreTraine
     )
     backend.train_from_iterator(texts, trainer)
     missing = table.first_unit - backend.get_vocab_size()
-    backend.add_tokens([f"<unused{i}>" for i in range(missing)])
+    backend.add_special_tokens([f"<unused{i}>" for i in range(missing)])
     backend.add_special_tokens(table.spellings())
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS)
     tokenizer.add_special_tokens({"additional_special_tokens": [SYSTEM, USER, ASSISTANT, *table.spellings()]})

@@ -124,11 +124,13 @@ class _Mixture:
         torch.softmax(torch.mm(normed, self.router), -1, out=self.probs)
         scores = self.probs * masks[self.index, modality]
         torch.topk(scores, self.routed_weights.shape[1], sorted=False, out=(self.routed_weights, self.choice))
+        experts = self.choice.tolist()[0] + self.shared
         if keep is not None:
-            self.routed_weights.mul_(keep[self.index][self.choice])
+            kept = keep[self.index][self.choice]
+            self.routed_weights.mul_(kept)
+            self.choice.masked_fill_(kept == 0, -1)
         if self.scale != 1.0:
             self.routed_weights.mul_(self.scale)
-        experts = self.choice.tolist()[0] + self.shared
         for row, expert in zip(self.rows, experts):
             torch.mm(normed, self.gate_up[expert], out=row)
         hidden = self.act(self.gates).mul_(self.ups).mul_(self.weights)

@@ -152,7 +152,7 @@ def test_saving_and_loading_keeps_everything(encoder, tmp_path, do_normalize):
 
 
 def test_an_incomplete_or_wrong_folder_says_so(encoder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         SpeechEncoder.load(tmp_path)
     encoder.save(tmp_path)
     Quantizer(torch.zeros(8, 25), layer=1).save(tmp_path / "units.safetensors")
@@ -162,7 +162,7 @@ def test_an_incomplete_or_wrong_folder_says_so(encoder, tmp_path):
     with pytest.raises(ValueError, match="layer 3"):
         SpeechEncoder.load(tmp_path)
     Quantizer(torch.zeros(8, 24), layer=1, rate_hz=50).save(tmp_path / "units.safetensors")
-    with pytest.raises(ValueError, match="25 frames a second .* 50"):
+    with pytest.raises(ValueError, match=r"25 frames a second .* 50"):
         SpeechEncoder.load(tmp_path)
     save_file({"centroids": torch.zeros(8, 24)}, tmp_path / "units.safetensors")
     with pytest.raises(ValueError, match="metadata layer"):

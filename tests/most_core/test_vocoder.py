@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_an_untrained_vocoder_is_small_and_audible_and_does_not_clip(seed):
     assert sum(p.numel() for p in vocoder.model.parameters()) < 500_000
     wave = vocoder.synthesize(random_units(50, 100))
     assert wave.dtype == np.float32
-    assert 0.01 < wave.std()
+    assert wave.std() > 0.01
     assert np.abs(wave).max() < 0.95
 
 
@@ -92,24 +93,21 @@ def test_bad_units_are_named(units, words):
 
 @pytest.mark.parametrize("config", SHAPES)
 def test_the_receptive_field_is_exact(config):
-    """Gradients of a network of positive weights show every dependency: none is missed, none is invented."""
+    """Impulses through a network of positive weights show every dependency: none is missed, none is invented."""
     generator = UnitHifiGan(config).generator.double()
     for name, parameter in generator.named_parameters():
         torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1 / parameter[0].numel())
     left, right = receptive_field_units(config)
-    middle, size = left + 3, config.samples_per_unit
-    inputs = torch.ones(1, config.embedding_dim, left + right + 7, dtype=torch.double) * 1e-3
-    inputs.requires_grad_()
-    wave = generator(inputs)[0]
-    (gradient,) = torch.autograd.grad(wave[middle * size : (middle + 1) * size].sum(), inputs)
-    touched = gradient[0].abs().sum(0).nonzero().flatten().tolist()
+    middle, size, count = left + 2, config.samples_per_unit, left + right + 5
+    impulses = torch.eye(count, dtype=torch.double)[:, None].expand(-1, config.embedding_dim, -1)
+    with torch.no_grad():
+        waves = generator(impulses)
+    touched = waves[:, middle * size : (middle + 1) * size].abs().sum(1).nonzero().flatten().tolist()
     assert touched == list(range(middle - left, middle + right + 1))
 
-    jacobian = torch.autograd.functional.jacobian(lambda x: generator(x)[0], inputs)
-    heard = jacobian[:, 0, 0, middle].nonzero().flatten()
+    heard = waves[middle].nonzero().flatten().tolist()
     back, ahead = receptive_field_samples(config)
-    assert int(heard[0]) == middle * size - ahead
-    assert int(heard[-1]) == (middle + 1) * size - 1 + back
+    assert (heard[0], heard[-1]) == (middle * size - ahead, (middle + 1) * size - 1 + back)
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -118,7 +116,7 @@ def test_the_receptive_field_is_exact(config):
 def streamed(vocoder, units, cuts, **options):
     stream = vocoder.stream(**options)
     edges = [0, *sorted(cuts), len(units)]
-    sounds = [stream.push(units[start:stop]) for start, stop in zip(edges, edges[1:])]
+    sounds = [stream.push(units[start:stop]) for start, stop in pairwise(edges)]
     return np.concatenate([*sounds, stream.finish()])
 
 
