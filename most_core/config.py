@@ -93,7 +93,8 @@ class MostConfig(DeepseekV2Config):
         if self.n_shared_experts is None:
             self.n_shared_experts = 0
         super().__post_init__(**kwargs)
-        if self.uses_experts and self.use_modality_aware_routing and self.text_expert_indices is None:
+        named = (self.text_expert_indices, self.audio_expert_indices)
+        if self.uses_experts and self.use_modality_aware_routing and named == (None, None):
             half = self.n_routed_experts // 2
             self.text_expert_indices = list(range(half))
             self.audio_expert_indices = list(range(half, self.n_routed_experts))
@@ -151,7 +152,7 @@ class MostConfig(DeepseekV2Config):
     def expert_groups(self) -> list[tuple[list[int], list[int]]]:
         """(text experts, audio experts) of every MoE layer. With the plain router both are all experts."""
         count = len(self.moe_layers)
-        if not self.use_modality_aware_routing:
+        if not self.use_modality_aware_routing or not self.uses_experts:
             everyone = list(range(self.n_routed_experts))
             return [(everyone, everyone)] * count
         sides = []

@@ -58,9 +58,11 @@ def choose_experts(
     The softmax runs over all experts, the mask comes after it, and the weights are not renormalised
     (unless the configuration asks for it): this is upstream's arithmetic, exact.
     """
-    scores = probs_NE if allowed_NE is None else probs_NE * allowed_NE
+    # Masked experts rank below every probability, so that no token leaves its group even if all of the group's
+    # probabilities underflow to 0.
+    scores = probs_NE if allowed_NE is None else probs_NE.masked_fill(allowed_NE == 0, -1.0)
     if config.topk_method == "group_limited_greedy":
-        scores = scores * _best_group_mask(scores, config)
+        scores = torch.where(_best_group_mask(scores, config) > 0, scores, scores.clamp_max(0.0))
     weights, indices = torch.topk(scores, config.num_experts_per_tok, dim=-1, sorted=False)
     if config.norm_topk_prob and config.num_experts_per_tok > 1:
         return weights / (weights.sum(-1, keepdim=True) + 1e-20), indices
@@ -131,7 +133,8 @@ def balance_loss(
 
     weight_BT = torch.ones_like(modality_BT, dtype=probs.dtype) if valid_BT is None else valid_BT.to(probs.dtype)
     chosen_BTE = torch.zeros_like(probs).scatter_(1, indices_NK, 1.0).view_as(probs_BTE)
-    share_BTE = probs_BTE / probs_BTE.sum(-1, keepdim=True)
+    inside = logits_NE if allowed_NE is None else logits_NE.masked_fill(~allowed_NE, float("-inf"))
+    share_BTE = inside.softmax(-1).view_as(probs_BTE)
     total_B = weight_BT.sum(1).clamp_min(1)
     loss = probs.new_zeros(())
     for modality in (TEXT, AUDIO):

@@ -122,7 +122,7 @@ class _Mixture:
     def __call__(self, x: torch.Tensor, masks: torch.Tensor, keep: torch.Tensor | None, modality: int) -> None:
         normed = (x * _inverse_rms(x, x.shape[1], self.eps)).mul_(self.norm)
         torch.softmax(torch.mm(normed, self.router), -1, out=self.probs)
-        scores = self.probs * masks[self.index, modality]
+        scores = self.probs.masked_fill(masks[self.index, modality] == 0, -1.0)  # as choose_experts
         torch.topk(scores, self.routed_weights.shape[1], sorted=False, out=(self.routed_weights, self.choice))
         experts = self.choice.tolist()[0] + self.shared
         if keep is not None:

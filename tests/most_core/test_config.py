@@ -17,10 +17,11 @@ def count(module):
 
 
 def active(config):
-    """Parameters that one token meets: everything but the routed experts it does not choose."""
+    """Parameters that one token meets: all but the routed experts it does not choose and the embedding table."""
     one_expert = 3 * config.hidden_size * config.moe_intermediate_size
     idle = config.n_routed_experts - config.num_experts_per_tok
-    return count(meta_model(config)) - idle * one_expert * len(config.moe_layers)
+    model = meta_model(config)
+    return count(model) - count(model.model.embed_tokens) - idle * one_expert * len(config.moe_layers)
 
 
 # -- presets -----------------------------------------------------------------------------------------------------------

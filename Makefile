@@ -1,0 +1,52 @@
+# Two commands do everything on a machine with Python >= 3.11 and make:
+#   make run    set up .venv once, then open the assistant in a browser tab
+#   make test   set up .venv once, then run every test
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+USER_READY := $(VENV)/.requirements
+DEV_READY := $(VENV)/.requirements-dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export GRADIO_ANALYTICS_ENABLED := 0
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: run test lint format bench system clean help
+
+run: $(USER_READY)
+	$(BIN)/python app.py $(ARGS)
+
+test: $(DEV_READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV_READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# All figures of the README that this machine can measure, as tables. One alone: .venv/bin/python -m bench decode
+bench: $(DEV_READY)
+	$(BIN)/python -m bench memory
+	$(BIN)/python -m bench decode
+	$(BIN)/python -m bench moe
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11: install Python >= 3.11, or say make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(USER_READY): requirements.txt | $(VENV)/bin/python
+	@.ci/system-packages
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.txt
+	@touch $@
+
+$(DEV_READY): requirements-dev.txt $(USER_READY)
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

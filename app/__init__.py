@@ -1,0 +1,1 @@
+"""What a person or a client meets: knows most_core, never train."""

@@ -1,0 +1,60 @@
+"""The page until the voice assistant exists: type or upload a question, read and hear the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from most_core import GenerationSettings, Most
+
+MAX_SECONDS = 60
+TITLE = "MoST, a speech-text mixture of experts"
+UNTRAINED = (
+    "**These are random weights.** The whole model runs (encoder, experts, decoder, vocoder), but what it says and "
+    "sings is babble until a trained checkpoint stands in its place."
+)
+
+
+def build(most: Most, trained: bool) -> gr.Blocks:
+    """A Blocks page over a loaded model."""
+    settings = GenerationSettings() if trained else GenerationSettings(max_sentence_units=75, max_sentence_tokens=12)
+
+    def ask(text: str, recording: tuple[int, np.ndarray] | None) -> tuple[str, str, tuple[int, np.ndarray] | None, Any]:
+        """Answer a typed or spoken question: (heard, answer, sound, timings)."""
+        try:
+            if recording is not None:
+                rate, samples = recording
+                if len(samples) > MAX_SECONDS * rate:
+                    raise gr.Error(f"The recording is longer than {MAX_SECONDS} s: cut it.")
+                reply = most.answer(np.asarray(samples), sampling_rate=rate, settings=settings, record_routing=True)
+            elif text.strip():
+                reply = most.answer(text, settings=settings, record_routing=True)
+            else:
+                raise gr.Error("Type a question or give a recording.")
+        except (ValueError, OSError) as error:
+            raise gr.Error(str(error)) from None
+        sound = (reply.sample_rate, (reply.waveform * 32767).astype(np.int16)) if len(reply.waveform) else None
+        facts = {f"{name} ms": round(ms, 1) for name, ms in reply.timings.items()}
+        if reply.trace is not None:
+            leaks = round(reply.trace.leakage * reply.trace.num_tokens)
+            facts["tokens routed outside their experts"] = f"{leaks} of {reply.trace.num_tokens}"
+        facts["confidence"] = round(reply.confidence, 2)
+        return reply.heard, reply.text, sound, facts
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(f"# {TITLE}" + ("" if trained else f"\n\n{UNTRAINED}"))
+        with gr.Row():
+            with gr.Column():
+                text = gr.Textbox(label="Type a question", lines=2, max_length=2000)
+                recording = gr.Audio(label="or record or upload one", sources=["microphone", "upload"], type="numpy")
+                button = gr.Button("Ask", variant="primary")
+            with gr.Column():
+                heard = gr.Textbox(label="Heard", interactive=False)
+                answer = gr.Textbox(label="Answer", interactive=False, lines=2)
+                sound = gr.Audio(label="Spoken answer", interactive=False, autoplay=True)
+                facts = gr.JSON(label="What it took")
+        outputs = [heard, answer, sound, facts]
+        gr.on([button.click, text.submit], ask, [text, recording], outputs, api_name="ask")
+    return page
