@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import decode, memory, moe
+from bench import decode, gpu, memory, moe
 
-BENCHES = {"memory": memory, "decode": decode, "moe": moe}
+BENCHES = {"memory": memory, "decode": decode, "moe": moe, "gpu": gpu}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from most_core.decoder import Decoder, make_decoder
+from most_core.decoder import Decoder
 from most_core.generation import DONE, HEARD, SPEECH, TEXT, Generation, GenerationSettings, ReplyGrammar, TokenLoop
 from most_core.model import MostForCausalLM
 from most_core.processing import SPEAK, TRANSCRIBE, Message, MostProcessor, Prompt, as_messages
@@ -87,19 +87,18 @@ Event = HeardDelta | TextDelta | SpeechDelta | RoutingDelta | Done
 
 
 class Most:
-    """The whole model. `encoder` and `vocoder` may be None: then it only reads, or only writes."""
+    """The whole model. Without a vocoder it only writes; without the processor's encoder it only reads."""
 
     def __init__(
         self,
         model: MostForCausalLM,
+        decoder: Decoder,
         processor: MostProcessor,
-        encoder: SpeechEncoder | None = None,
         vocoder: Vocoder | None = None,
-        decoder: Decoder | None = None,
     ) -> None:
-        self.model, self.processor, self.encoder, self.vocoder = model, processor, encoder, vocoder
+        self.model, self.processor, self.encoder, self.vocoder = model, processor, processor.encoder, vocoder
         self.config, self.tokens = model.config, processor.tokens
-        self.loop = TokenLoop(decoder or make_decoder(model))
+        self.loop = TokenLoop(decoder)
 
     # -- the four verbs --------------------------------------------------------------------------------------------
 

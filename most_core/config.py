@@ -85,6 +85,7 @@ class MostConfig(DeepseekV2Config):
     scoring_func: str = "softmax"
     moe_layer_freq: int = 1
     num_experts_per_tok: int | None = 6
+    n_shared_experts: int | None = 2  # None, as some DeepSeek configurations say it, is 0
     token_table: dict[str, int] | None = None
     speech_feature_size: int = 768
     audio_rate_hz: int = 25

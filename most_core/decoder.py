@@ -204,15 +204,21 @@ class LeanDecoder:
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
         """Append one token to each slot; logits [B, V]."""
-        full = next((s for s in slots if self._lengths[s] >= self.context), None)
-        if full is not None:
-            raise ValueError(f"conversation in slot {full} has reached the context of {self.context} tokens")
+        self._check_room(slots)
         if self._one is not None and len(slots) == 1:
             return self._one.step(slots[0], ids[0])
         tokens = torch.tensor(ids, device=self.device)[:, None]
         embeds = self.model.model.embed_tokens(tokens).to(self.dtype)
         hidden = self._forward(slots, embeds, modality_of(tokens, self.config.tokens))
         return self._logits(hidden[:, -1])
+
+    def _check_room(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            if self._lengths[slot] >= self.context:
+                raise ValueError(
+                    f"the conversation in slot {slot} has reached the context of {self.context} tokens: "
+                    "drop the oldest turns or load with a larger context"
+                )
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.model.lm_head(self.model.model.norm(hidden)).float()
@@ -296,7 +302,7 @@ class LeanDecoder:
 
 class ModuleDecoder:
     """The same interface over the model's own forward: for weights that are not resident (offloaded to CPU or disk,
-    or spread over devices), where only the modules' hooks know how to fetch them. Knocking out works as everywhere."""
+    or spread over devices), where only the modules' hooks know how to fetch them. Its experts cannot be knocked out."""
 
     def __init__(self, model: MostForCausalLM, slots: int = 1, context: int | None = None) -> None:
         self.config, self.model, self.slots = model.config, model, slots
@@ -358,14 +364,6 @@ class ModuleDecoder:
         return output.logits[0, -1].float()
 
 
-def make_decoder(model: MostForCausalLM, slots: int = 1, context: int | None = None) -> Decoder:
-    """The fastest decoder that fits where the model's weights are."""
-    spread = getattr(model, "hf_device_map", None)
-    resident = not spread or len(set(spread.values())) == 1
-    offloaded = any(p.device.type == "meta" for p in model.parameters())
-    return (LeanDecoder if resident and not offloaded else ModuleDecoder)(model, slots, context)
-
-
 def check_prompt(decoder: Decoder, slot: int, tokens: torch.Tensor) -> None:
     """Raise a readable error for an empty or too long prompt, or ids outside the vocabulary."""
     if tokens.numel() == 0:
@@ -390,11 +388,9 @@ def knock_out_masks(
     mask, keep = base.clone(), torch.ones_like(base[:, 0])
     for layer, expert in experts:
         if layer not in config.moe_layers or not 0 <= expert < config.n_routed_experts:
-            layers = config.moe_layers
-            raise ValueError(
-                f"there is no expert {expert} in layer {layer}: layers {layers[0]}..{layers[-1]} have experts "
-                f"0..{config.n_routed_experts - 1}"
-            )
+            layers, last = config.moe_layers, config.n_routed_experts - 1
+            have = f"layers {layers[0]}..{layers[-1]} have experts 0..{last}" if layers else "the model has no experts"
+            raise ValueError(f"there is no expert {expert} in layer {layer}: {have}")
         row = config.moe_layers.index(layer)
         mask[row, :, expert], keep[row, expert] = 0, 0
     if mode == "zero":

@@ -7,6 +7,7 @@ without one, decoding is free and greedy decoding equals Hugging Face's `generat
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,10 +42,10 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         for name, ok, rule in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "0 or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more and finite"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 and finite"),
             ("max_sentence_tokens", self.max_sentence_tokens >= 1, "at least 1"),
             ("max_sentence_units", self.max_sentence_units >= 1, "at least 1"),
             ("max_heard_tokens", self.max_heard_tokens >= 1, "at least 1"),
@@ -54,6 +55,8 @@ class GenerationSettings:
 
 
 HEARD, TEXT, SPEECH, DONE = "heard", "text", "speech", "done"
+NO_SLOT = -1
+CANCEL_INTERVAL_S = 0.05  # how often one who waits for a slot looks whether to go on waiting
 
 
 class ReplyGrammar:
@@ -145,7 +148,10 @@ class Sampler:
             logits = logits.index_copy(0, index, torch.where(values > 0, values / penalty, values * penalty))
         if bias is not None:
             logits = logits + bias
-        token = int(logits.argmax()) if settings.temperature == 0 else self._sample(logits / settings.temperature)
+        if settings.temperature == 0:
+            token = int(logits.argmax())
+        else:  # the maximum at 0, so that no temperature overflows
+            token = self._sample((logits - logits.max()) / max(settings.temperature, 1e-6))
         if settings.repetition_penalty != 1.0 and token < self.last:
             self.seen.add(token)
         return token, float(logits[token] - logits.logsumexp(0))
@@ -159,7 +165,7 @@ class Sampler:
         if settings.top_p < 1:
             ordered, index = probs.sort(descending=True)
             # Keep the smallest head that reaches top_p; the first token always stays.
-            ordered = ordered.masked_fill(ordered.cumsum(0) - ordered > settings.top_p, 0)
+            ordered = ordered.masked_fill(ordered.cumsum(0) - ordered >= settings.top_p, 0)
             probs = torch.zeros_like(probs).scatter_(0, index, ordered)
         return int(torch.multinomial(probs, 1, generator=self.random))
 
@@ -216,10 +222,22 @@ class TokenLoop:
         settings = settings or GenerationSettings()
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
         config, decoder = self.decoder.config, self.decoder
-        with self._slots:
-            while not self._free:
-                self._slots.wait()
-            slot = self._free.pop()
+        first_unit = config.tokens.first_unit if config.tokens else config.vocab_size
+        generation = Generation(
+            slot=NO_SLOT,
+            settings=settings,
+            sampler=Sampler(settings, prompt.ids, first_unit),
+            grammar=grammar,
+            stop_ids=frozenset(settings.stop_ids or _ids(config.eos_token_id)),
+            logits=torch.empty(0),
+            cancel=cancel,
+            recorder=recorder,
+            turn=turn,
+        )
+        slot = self._take_slot(cancel)
+        if slot == NO_SLOT:
+            generation.finish_reason = "cancelled"
+            return generation
         try:
             with decoder.lock:
                 decoder.reset(slot)
@@ -232,19 +250,17 @@ class TokenLoop:
         except BaseException:
             self._release(slot)
             raise
-        stops = settings.stop_ids or tuple(_ids(config.eos_token_id))
-        first_unit = config.tokens.first_unit if config.tokens else config.vocab_size
-        return Generation(
-            slot=slot,
-            settings=settings,
-            sampler=Sampler(settings, prompt.ids, first_unit),
-            grammar=grammar,
-            stop_ids=frozenset(stops),
-            logits=logits,
-            cancel=cancel,
-            recorder=recorder,
-            turn=turn,
-        )
+        generation.slot, generation.logits = slot, logits
+        return generation
+
+    def _take_slot(self, cancel: threading.Event | None) -> int:
+        """A free slot, or NO_SLOT if cancelled while waiting for one."""
+        with self._slots:
+            while not self._free:
+                if cancel is not None and cancel.is_set():
+                    return NO_SLOT
+                self._slots.wait(None if cancel is None else CANCEL_INTERVAL_S)
+            return self._free.pop()
 
     def step(self, generations: Sequence[Generation]) -> list[tuple[Generation, Token]]:
         """One token for each unfinished generation, decoded in one batch. A generation that ends gets its
@@ -262,9 +278,9 @@ class TokenLoop:
                 g.grammar.advance(token)
             g.tokens.append(Token(token, logprob, phase))
             made.append((g, g.tokens[-1]))
-            if token in g.stop_ids:
+            if token in g.stop_ids or (g.grammar and g.grammar.phase == DONE):
                 g.finish_reason = "stop"
-            elif len(g.tokens) >= g.settings.max_new_tokens:
+            elif len(g.tokens) >= g.settings.max_new_tokens or self.decoder.length(g.slot) >= self.decoder.context:
                 g.finish_reason = "length"
         going = [(g, t) for g, t in made if g.finish_reason is None]
         if going:
@@ -288,9 +304,11 @@ class TokenLoop:
                 )
 
     def finish(self, generation: Generation) -> None:
-        """Give the generation's slot back."""
+        """Give the generation's slot back; a second time does nothing."""
         generation.finish_reason = generation.finish_reason or "cancelled"
-        self._release(generation.slot)
+        slot, generation.slot = generation.slot, NO_SLOT
+        if slot != NO_SLOT:
+            self._release(slot)
 
     def _release(self, slot: int) -> None:
         with self._slots:

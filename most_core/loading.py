@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from most_core.assistant import Most
 from most_core.config import MostConfig
-from most_core.decoder import make_decoder
+from most_core.decoder import Decoder, LeanDecoder, ModuleDecoder
+from most_core.graph_decoder import GraphDecoder
 from most_core.model import MostForCausalLM
 from most_core.processing import MostProcessor, load_tokenizer, train_small_tokenizer
 from most_core.speech import SpeechEncoder, untrained_encoder
@@ -51,7 +52,7 @@ def load(
     encoder = SpeechEncoder.load(folder, device) if (folder / "speech_encoder").is_dir() else None
     vocoder = Vocoder.load(folder, device) if (folder / "vocoder").is_dir() else None
     processor = MostProcessor(model.config, load_tokenizer(folder), encoder)
-    return Most(model, processor, encoder, vocoder, make_decoder(model, slots, context))
+    return Most(model, make_decoder(model, slots, context), processor, vocoder)
 
 
 def untrained(preset: str = "nano", seed: int = 0, *, slots: int = 4) -> Most:
@@ -65,7 +66,16 @@ def untrained(preset: str = "nano", seed: int = 0, *, slots: int = 4) -> Most:
     encoder = untrained_encoder(config.speech_feature_size, config.tokens.num_units, seed)
     vocoder = untrained_vocoder(config.tokens.num_units, seed)
     processor = MostProcessor(config, tokenizer, encoder)
-    return Most(model, processor, encoder, vocoder, make_decoder(model, slots))
+    return Most(model, make_decoder(model, slots), processor, vocoder)
+
+
+def make_decoder(model: MostForCausalLM, slots: int = 1, context: int | None = None) -> Decoder:
+    """The fastest decoder for where and how the model's weights are."""
+    spread = getattr(model, "hf_device_map", None) or {}
+    if len(set(spread.values())) > 1 or any(p.device.type == "meta" for p in model.parameters()):
+        return ModuleDecoder(model, slots, context)
+    on_gpu = model.model.embed_tokens.weight.device.type == "cuda"
+    return (GraphDecoder if on_gpu and GraphDecoder.suits(model) else LeanDecoder)(model, slots, context)
 
 
 def load_decoder(
