@@ -122,7 +122,8 @@ def _seconds(decoder: LeanDecoder, prompts: list[list[int]], tokens: int) -> lis
 
 
 def _generate(model: MostForCausalLM, ids: torch.Tensor, tokens: int) -> torch.Tensor:
-    options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 

@@ -26,7 +26,7 @@ from most_core.decoder import Decoder
 from most_core.generation import DONE, HEARD, SPEECH, TEXT, Generation, GenerationSettings, ReplyGrammar, TokenLoop
 from most_core.model import MostForCausalLM
 from most_core.processing import SPEAK, TRANSCRIBE, Message, MostProcessor, Prompt, as_messages
-from most_core.speech import SAMPLE_RATE, SpeechEncoder, Word, check_waveform
+from most_core.speech import SAMPLE_RATE, Word, check_waveform
 from most_core.trace import RoutingRecorder, RoutingRows, RoutingTrace
 from most_core.vocoder import Vocoder
 
@@ -183,7 +183,7 @@ class Most:
                 prompt, settings, grammar=grammar, cancel=cancel, recorder=recorder, knock_out=knock_out
             )
         try:
-            if recorder is not None:
+            if recorder is not None and running.finish_reason is None:  # not cancelled while waiting for a slot
                 for position, token in enumerate(prompt.ids):
                     recorder.annotate(position, text=self.processor.spelling(token))
             yield from self._events(running, reply, recorder)

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from most_core.config import MostConfig
-from most_core.experts import PackedExperts
+from most_core.experts import FusedExperts, PackedExperts
 from most_core.model import MostForCausalLM, MostMoe, check_ids
 from most_core.router import MostRouter, choose_experts, group_mask, modality_of
 from most_core.single_row import SingleRow
@@ -155,7 +155,8 @@ class LeanDecoder:
         config = self.config
         plain_router = not config.norm_topk_prob and config.topk_method == "greedy" and config.kv_lora_rank % 2 == 0
         plain_weights = self.device.type == "cpu" and self.dtype == torch.float32
-        return plain_router and plain_weights and all(plan.fold is not None for plan in self.attention)
+        folded = all(plan.fold is not None for plan in self.attention)
+        return plain_router and plain_weights and folded and all(isinstance(e, FusedExperts) for e in self._experts)
 
     # -- conversations ---------------------------------------------------------------------------------------------
 

@@ -30,9 +30,9 @@ class GraphDecoder(LeanDecoder):
     def __init__(
         self, model: MostForCausalLM, slots: int = 1, context: int | None = None, *, compiled: bool = False
     ) -> None:
-        super().__init__(model, slots, context)
         if not self.suits(model):
             raise ValueError("a captured decoder needs plain fused experts: quantized models use LeanDecoder")
+        super().__init__(model, slots, context)
         self._one = None
         on_gpu = self.device.type == "cuda"
         self._mix_experts = expert_kernels.mix_with_gather

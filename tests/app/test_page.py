@@ -1,0 +1,47 @@
+"""The page through its real door: a served Gradio app and Gradio's own client."""
+
+import numpy as np
+import pytest
+import soundfile
+from gradio_client import Client, handle_file
+
+import most_core
+from app import page
+
+
+@pytest.fixture(scope="module")
+def client():
+    blocks = page.build(most_core.untrained("tiny"), trained=False)
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", share=False)
+    yield Client(url, verbose=False)
+    blocks.close()
+
+
+def test_a_typed_question_is_answered_in_text_and_sound(client):
+    heard, text, sound, facts = client.predict("what time is it", None, api_name="/ask")
+    assert heard == "what time is it"
+    assert text
+    samples, rate = soundfile.read(sound)
+    assert rate == 16000
+    assert np.abs(samples).max() > 0
+    assert facts["tokens routed outside their experts"].startswith("0 of ")
+
+
+def test_a_recording_in_stereo_at_44_kilohertz_is_heard(client, tmp_path):
+    path = tmp_path / "question.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((44100, 2)), 44100)
+    heard, text, _, _ = client.predict("", handle_file(path), api_name="/ask")
+    assert heard
+    assert text
+
+
+def test_nothing_given_says_what_to_do(client):
+    with pytest.raises(Exception, match="Type a question or give a recording"):
+        client.predict("  ", None, api_name="/ask")
+
+
+def test_eight_channels_are_refused_in_words(client, tmp_path):
+    path = tmp_path / "surround.wav"
+    soundfile.write(path, np.zeros((1600, 8)), 16000)
+    with pytest.raises(Exception, match="channels"):
+        client.predict("", handle_file(path), api_name="/ask")

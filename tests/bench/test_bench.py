@@ -1,0 +1,62 @@
+"""Benches end in one JSON line with the agreed names; their comparisons are between equals."""
+
+import json
+
+import pytest
+import torch
+
+from bench.__main__ import main
+from bench.memory import held_bytes, weight_bytes
+from bench.moe import public_loop
+from bench.report import median_ratio
+from most_core.config import MostConfig
+from most_core.experts import PerExpertLinears
+from most_core.model import MostPerExpertForCausalLM
+
+
+def figures(capsys, *argv):
+    assert main([*argv, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(report) == {"bench", "machine", "figures", "notes"}
+    assert set(report["machine"]) == {"cpu", "cores", "gpu", "torch"}
+    return report["figures"]
+
+
+def test_memory_of_the_real_size_meets_its_bars(capsys):
+    found = figures(capsys, "memory", "--preset", "lite")
+    assert found["nf4_gb"] <= 10
+    assert found["int8_gb"] <= 17
+    assert found["bf16_gb"] == pytest.approx(31.5, abs=0.3)
+    assert abs(found["nano_nf4_plan_error"]) < 0.05
+    assert abs(found["nano_int8_plan_error"]) < 0.05
+    assert found["nano_int8_top1"] > 0.9
+
+
+def test_an_unquantized_model_weighs_what_is_planned():
+    model = MostPerExpertForCausalLM(MostConfig.tiny()).bfloat16()
+    assert weight_bytes(model, "bf16") == held_bytes(model)
+
+
+def test_the_gpu_bench_rehearses_on_a_cpu(capsys):
+    found = figures(capsys, "gpu", "--rehearse", "--skip-nf4", "--skip-compile")
+    expected = {"bf16_tokens_per_s_b1", "bf16_tokens_per_s_b8", "ratio_hf_b1", "prefill_tokens_per_s", "load_s"}
+    assert expected <= set(found)
+    assert found["same_as_generate_32"] > 0.8
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_bench_says_in_one_line_that_there_is_none(capsys):
+    assert main(["gpu"]) == 2
+    assert "--rehearse" in capsys.readouterr().err
+
+
+def test_the_public_loop_computes_the_mixture():
+    torch.manual_seed(0)
+    experts = PerExpertLinears(MostConfig.tiny())
+    hidden, choice, weights = torch.randn(5, 32), torch.randint(0, 8, (5, 2)), torch.rand(5, 2)
+    choice[:, 1] = (choice[:, 0] + 1) % 8
+    torch.testing.assert_close(public_loop(experts, hidden, choice, weights), experts(hidden, choice, weights))
+
+
+def test_ratios_are_of_pairs():
+    assert median_ratio([1.0, 2.0, 4.0], [3.0, 6.0, 4.0]) == 3.0
