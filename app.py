@@ -11,7 +11,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from app.settings import SHIPPED_MODEL, Settings, parse  # noqa: E402
+from app.settings import SHIPPED_MODEL, Settings, parse
 
 
 def main(settings: Settings) -> int:

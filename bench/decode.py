@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> Report:
         while loop.step([generation]):
             pass
         loop.finish(generation)
+        if recorder is not None:
+            recorder.finish()
         return [token.id for token in generation.tokens]
 
     def hugging_face() -> list[int]:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> Report:
             report.figures[f"nano_{quantize}_top1"] = (logits.argmax(-1) == bf16.argmax(-1)).float().mean().item()
             kl = (bf16.softmax(-1) * (bf16.log_softmax(-1) - logits.log_softmax(-1))).sum(-1).mean()
             report.figures[f"nano_{quantize}_kl"] = kl.item()
-            if not small.answer("hello", settings=GenerationSettings(max_new_tokens=24)).text:
+            if not small.answer("hello", settings=GenerationSettings(max_new_tokens=96)).units:
                 raise ValueError(f"the {quantize} model generated nothing")
     report.notes.append("nano: random weights, really quantized by load(); agreement with bfloat16 on 256 tokens")
     return report

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from most_core.checkpoint_files import written_whole
 from most_core.decoder import Decoder
 from most_core.generation import DONE, HEARD, SPEECH, TEXT, Generation, GenerationSettings, ReplyGrammar, TokenLoop
 from most_core.model import MostForCausalLM
@@ -251,14 +252,14 @@ class Most:
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint folder that `most_core.load` reads."""
-        folder = Path(folder)
-        self.model.save_pretrained(folder)
-        self.processor.tokenizer.save_pretrained(folder)
-        if self.encoder is not None:
-            self.encoder.save(folder)
-        if self.vocoder is not None:
-            self.vocoder.save(folder)
+        """Write a checkpoint folder that `most_core.load` reads: whole, or not at all. It must be new or empty."""
+        with written_whole(Path(folder)) as partial:
+            self.model.save_pretrained(partial)
+            self.processor.tokenizer.save_pretrained(partial)
+            if self.encoder is not None:
+                self.encoder.save(partial)
+            if self.vocoder is not None:
+                self.vocoder.save(partial)
 
 
 _STAGE_OF = {HEARD: "heard", TEXT: "text", SPEECH: "units", DONE: "text"}

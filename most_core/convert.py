@@ -30,6 +30,7 @@ from most_core import convert_speech
 from most_core.checkpoint_files import ShardWriter, check_shapes, load_weights, read_json, weight_files, written_whole
 from most_core.config import UNIT_TOKEN, MostConfig, TokenTable
 from most_core.model import MostForCausalLM
+from most_core.processing import DEEPSEEK_CHAT_TEMPLATE
 
 MAX_SHARD_BYTES = 2 * 1024**3
 VOCAB_MULTIPLE = 64  # a vocabulary that must grow grows to a multiple of this
@@ -160,9 +161,10 @@ def upstream(
 
 def _begin_folder(home: Path, folder: Path, num_units: int) -> TokenTable:
     folder.mkdir()
-    for name in ("chat_template.jinja", "generation_config.json"):
-        if (home / name).is_file():
-            shutil.copy(home / name, folder)
+    if (home / "generation_config.json").is_file():
+        shutil.copy(home / "generation_config.json", folder)
+    # DeepSeek's own template knows no speech; ours renders text the same.
+    (folder / "chat_template.jinja").write_text(DEEPSEEK_CHAT_TEMPLATE)
     return write_tokenizer(home, folder, num_units)
 
 
@@ -269,7 +271,7 @@ def write_tokenizer(src: Path, dst: Path, num_units: int) -> TokenTable:
 
     path = src / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
-    for name in ("added_tokens_decoder", "auto_map"):  # tokenizer.json says it all
+    for name in ("added_tokens_decoder", "auto_map", "chat_template"):  # tokenizer.json and our template say it all
         settings.pop(name, None)
     # The class that takes tokenizer.json as it is; LlamaTokenizer, which DeepSeek names, would rebuild it.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"

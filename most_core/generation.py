@@ -298,9 +298,9 @@ class TokenLoop:
         for row, (g, token) in enumerate(going):
             if g.recorder is not None:
                 audio = int(tokens is not None and tokens.is_audio(token.id))
-                one = slice(row, row + 1)
+                mine = (probs, choice) if len(going) == 1 else (probs[:, row, None], choice[:, row, None])
                 token.recorded = g.recorder.record(
-                    probs[:, one], [token.id], [audio], "assistant", g.turn, indices_LNK=choice[:, one]
+                    mine[0], [token.id], [audio], "assistant", g.turn, indices_LNK=mine[1]
                 )
 
     def finish(self, generation: Generation) -> None:

@@ -71,6 +71,9 @@ def untrained(preset: str = "nano", seed: int = 0, *, slots: int = 4) -> Most:
 
 def make_decoder(model: MostForCausalLM, slots: int = 1, context: int | None = None) -> Decoder:
     """The fastest decoder for where and how the model's weights are."""
+    for name, value in (("slots", slots), ("context", context)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
     spread = getattr(model, "hf_device_map", None) or {}
     if len(set(spread.values())) > 1 or any(p.device.type == "meta" for p in model.parameters()):
         return ModuleDecoder(model, slots, context)

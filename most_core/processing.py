@@ -10,8 +10,9 @@ A prompt in ids (small tokenizer's spelling):
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -91,7 +92,7 @@ class MostProcessor:
                 "they do not belong together"
             )
         added = tokenizer.added_tokens_decoder.items()
-        self.special_ids = sorted({i for i, token in added if token.special} | {config.pad_token_id})
+        self.special_ids = sorted(({i for i, token in added if token.special} | {config.pad_token_id}) - {None})
         spellings = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._special = re.compile("|".join(re.escape(token) for token in spellings))
         self._spellings: dict[int, str] = {}
@@ -138,11 +139,15 @@ class MostProcessor:
         """Waveforms need not pass through the template, and a person who types the spelling of a special token must
         not smuggle it into the prompt: a zero-width joiner breaks it."""
         if isinstance(content, str):
-            return self._special.sub(lambda match: match[0][0] + "\u200d" + match[0][1:], content)
-        return [
-            {"type": "text", "text": self._for_template(part["text"])} if part["type"] == "text" else {"type": "audio"}
-            for part in content
-        ]
+            text = content.encode("utf-8", "replace").decode()  # lone surrogates have no UTF-8
+            return self._special.sub(lambda match: match[0][0] + "\u200d" + match[0][1:], text)
+        parts: list[dict[str, Any]] = []
+        for kind, run in groupby(content, key=lambda part: part["type"]):
+            if kind == "text":  # neighbours as one, or a spelling cut in two would pass
+                parts.append({"type": "text", "text": self._for_template("".join(part["text"] for part in run))})
+            else:
+                parts += [{"type": "audio"} for _ in run]
+        return parts
 
     def text(self, ids: Iterable[int]) -> str:
         """Plain text of ids; special, unit and marker tokens are left out."""
@@ -174,6 +179,8 @@ def check_messages(messages: Sequence[Message]) -> None:
     if not messages:
         raise ValueError("the conversation is empty: give at least one message")
     for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"message {number} is a {type(message).__name__}: give {{'role': ..., 'content': ...}}")
         role = message.get("role")
         if role not in ("system", "user", "assistant"):
             raise ValueError(f"message {number} has role {role!r}: use 'system', 'user' or 'assistant'")
@@ -181,12 +188,15 @@ def check_messages(messages: Sequence[Message]) -> None:
         if not isinstance(content, str | list) or not content:
             raise ValueError(f"message {number} ({role}) has no content: give a string or a list of parts")
         for part in content if isinstance(content, list) else ():
-            kind = part.get("type")
+            kind = part.get("type") if isinstance(part, Mapping) else None
             if kind not in ("text", "audio") or kind not in part:
+                found = sorted(map(str, part)) if isinstance(part, Mapping) else type(part).__name__
                 raise ValueError(
-                    f"message {number} ({role}) has a part {sorted(part)}: use "
+                    f"message {number} ({role}) has a part {found}: use "
                     "{'type': 'text', 'text': ...} or {'type': 'audio', 'audio': array, 'sampling_rate': 16000}"
                 )
+            if kind == "text" and not isinstance(part["text"], str):
+                raise ValueError(f"message {number} ({role}) has text of type {type(part['text']).__name__}: give a str")
     if messages[-1]["role"] == "assistant":
         raise ValueError("the last message is the assistant's: end with what the user says")
 
@@ -231,4 +241,6 @@ def as_messages(
         return [{"role": "user", "content": given}]
     if isinstance(given, np.ndarray | torch.Tensor):
         return [{"role": "user", "content": [{"type": "audio", "audio": given, "sampling_rate": sampling_rate}]}]
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
+        raise ValueError(f"cannot answer a {type(given).__name__}: give a text, a waveform array or a list of messages")
     return list(given)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from most_core import MostConfig
-from most_core.decoder import PREFILL_CHUNK, LeanDecoder, ModuleDecoder, make_decoder
+from most_core.decoder import PREFILL_CHUNK, LeanDecoder, ModuleDecoder
+from most_core.loading import make_decoder
 from most_core.router import MostRouter, modality_of
 
 TOKENS = MostConfig.tiny().tokens
