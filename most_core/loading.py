@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from most_core.assistant import Most
+from most_core.checkpoint_files import read_json
 from most_core.config import MostConfig
 from most_core.decoder import Decoder, LeanDecoder, ModuleDecoder
 from most_core.graph_decoder import GraphDecoder
@@ -49,10 +49,30 @@ def load(
         raise FileNotFoundError(f"there is no folder {folder}: give a MoST checkpoint folder, such as assets/nano")
     device = choose_device(device)
     model = load_decoder(folder, device=device, dtype=dtype, quantize=quantize, **placement)
-    encoder = SpeechEncoder.load(folder, device) if (folder / "speech_encoder").is_dir() else None
+    try:
+        encoder = SpeechEncoder.load(folder, device) if (folder / "speech_encoder").is_dir() else None
+    except SafetensorError as error:
+        raise ValueError(f"the speech encoder in {folder} is damaged ({error}): copy it again") from None
     vocoder = Vocoder.load(folder, device) if (folder / "vocoder").is_dir() else None
     processor = MostProcessor(model.config, load_tokenizer(folder), encoder)
+    _check_speech_parts(folder, model.config, encoder, vocoder)
     return Most(model, make_decoder(model, slots, context), processor, vocoder)
+
+
+def _check_speech_parts(
+    folder: Path, config: MostConfig, encoder: SpeechEncoder | None, vocoder: Vocoder | None
+) -> None:
+    """Raise if encoder or vocoder do not fit the decoder, rather than in the middle of a conversation."""
+    units = config.tokens.num_units
+    if encoder is not None and encoder.feature_size != config.speech_feature_size:
+        raise ValueError(
+            f"the speech encoder in {folder} gives {encoder.feature_size} features, config.json expects "
+            f"{config.speech_feature_size}: they do not belong together"
+        )
+    if encoder is not None and encoder.num_units > units:
+        raise ValueError(f"the speech encoder in {folder} has {encoder.num_units} units, the token table only {units}")
+    if vocoder is not None and vocoder.config.num_units < units:
+        raise ValueError(f"the vocoder in {folder} has {vocoder.config.num_units} units, the token table {units}")
 
 
 def untrained(preset: str = "nano", seed: int = 0, *, slots: int = 4) -> Most:
@@ -119,11 +139,18 @@ def load_decoder(
 
 def choose_device(device: str) -> str:
     """ "auto" is the first GPU, else the CPU; a device that is not there is an error."""
+    device = str(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.device(device).type if device in ("cpu", "cuda", "mps") or ":" in device else None
-    if kind is None:
+    kind = device.partition(":")[0]
+    try:
+        torch.device(device)
+    except RuntimeError:
+        kind = None
+    if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch finds no Apple GPU: use device='cpu'")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no GPU: use device='cpu'")
     return device
@@ -134,16 +161,16 @@ def read_config(folder: Path) -> MostConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {folder}: is this a MoST checkpoint folder?")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): restore it") from None
+    data = read_json(path)
     if data.get("model_type") != "most":
         raise ValueError(
             f"{path} has model_type {data.get('model_type')!r}, not 'most': convert it with "
             "`python -m most_core.convert`"
         )
-    return MostConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        return MostConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # strict fields, our checks and plain arithmetic each raise their own kind
+        raise ValueError(f"{path} describes no model: {' '.join(str(error).split())}") from None
 
 
 def check_weights(folder: Path, config: MostConfig) -> None:
@@ -168,12 +195,18 @@ def check_weights(folder: Path, config: MostConfig) -> None:
                 f"tensor {name} in {folder} has shape {list(found[name])}, config.json asks for {list(shape)}: "
                 "they do not belong together"
             )
+    extra = next((n for n in found if n not in expected and n.startswith("model.layers.") and "inv_freq" not in n), None)
+    if extra is not None:
+        raise ValueError(f"config.json knows no tensor {extra}, which is in {folder}: they do not belong together")
 
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index} names no shards: copy the checkpoint again")
+        return [folder / name for name in sorted(set(weight_map.values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))

@@ -61,7 +61,8 @@ def compare(config: MostConfig, state: Mapping[str, torch.Tensor], io: Mapping[s
     model.train()
     output = model(input_ids=ids, modality_ids=modality, labels=labels)
     output.loss.backward()
-    record("cross entropy", output.loss - output.aux_loss, io["train.loss"])
+    balance = 0 if output.aux_loss is None else output.aux_loss
+    record("cross entropy", output.loss - balance, io["train.loss"])
     for i, moe in moes.items():
         allowed = moe.gate.allowed(modality.reshape(-1))
         loss = balance_loss(seen[i]["logits"], seen[i]["indices"], allowed, modality, config)

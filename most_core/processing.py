@@ -230,7 +230,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder, never from a network."""
     if not (Path(folder) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"no tokenizer.json in {folder}: is this a MoST checkpoint folder?")
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the libraries raise nothing narrower
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def as_messages(
