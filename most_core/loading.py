@@ -195,9 +195,9 @@ def check_weights(folder: Path, config: MostConfig) -> None:
                 f"tensor {name} in {folder} has shape {list(found[name])}, config.json asks for {list(shape)}: "
                 "they do not belong together"
             )
-    extra = next((n for n in found if n not in expected and n.startswith("model.layers.") and "inv_freq" not in n), None)
-    if extra is not None:
-        raise ValueError(f"config.json knows no tensor {extra}, which is in {folder}: they do not belong together")
+    for name in found:
+        if name not in expected and name.startswith("model.layers.") and "inv_freq" not in name:
+            raise ValueError(f"config.json knows no tensor {name}, which is in {folder}: they do not belong together")
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -91,6 +91,8 @@ class MostProcessor:
                 f"the tokenizer puts [/Heard] at {known}, the configuration at {self.tokens.heard_end}: "
                 "they do not belong together"
             )
+        if tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template: put chat_template.jinja beside tokenizer.json")
         added = tokenizer.added_tokens_decoder.items()
         self.special_ids = sorted(({i for i, token in added if token.special} | {config.pad_token_id}) - {None})
         spellings = {str(token) for token in tokenizer.added_tokens_decoder.values()}
@@ -196,7 +198,8 @@ def check_messages(messages: Sequence[Message]) -> None:
                     "{'type': 'text', 'text': ...} or {'type': 'audio', 'audio': array, 'sampling_rate': 16000}"
                 )
             if kind == "text" and not isinstance(part["text"], str):
-                raise ValueError(f"message {number} ({role}) has text of type {type(part['text']).__name__}: give a str")
+                found = type(part["text"]).__name__
+                raise ValueError(f"message {number} ({role}) has text of type {found}: give a string")
     if messages[-1]["role"] == "assistant":
         raise ValueError("the last message is the assistant's: end with what the user says")
 

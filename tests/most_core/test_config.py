@@ -80,7 +80,12 @@ def test_unknown_preset_without_a_near_name_is_told_all_names():
 def test_lite_ids_are_the_documented_ones():
     tokens = MostConfig.lite().tokens
     assert (tokens.first_unit, tokens.num_units) == (100002, 500)
-    assert (tokens.audio_start, tokens.audio_end, tokens.wave_start, tokens.wave_end) == (100502, 100503, 100504, 100505)
+    assert (tokens.audio_start, tokens.audio_end, tokens.wave_start, tokens.wave_end) == (
+        100502,
+        100503,
+        100504,
+        100505,
+    )
     assert tokens.size <= 102400
 
 
@@ -136,7 +141,8 @@ def test_saved_configuration_loads_as_it_was(config, tmp_path):
     different = {
         name
         for name, value in config.to_dict().items()
-        if loaded.to_dict().get(name) != value and name not in ("architectures", "transformers_version", "_name_or_path")
+        if loaded.to_dict().get(name) != value
+        and name not in ("architectures", "transformers_version", "_name_or_path")
     }
     assert not different
     assert loaded.tokens == config.tokens

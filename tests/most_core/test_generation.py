@@ -121,7 +121,7 @@ def test_sampling_leaves_torchs_global_random_state_alone(loop):
 
 def slow_support(logits, temperature, top_k, top_p):
     """Ids that may be sampled, and their probabilities, the slow way."""
-    probs = {i: p for i, p in enumerate((logits.double() / temperature).softmax(-1).tolist())}
+    probs = dict(enumerate((logits.double() / temperature).softmax(-1).tolist()))
     ranked = sorted(probs, key=lambda i: -probs[i])
     if top_k:
         ranked = ranked[:top_k]
@@ -367,7 +367,9 @@ def permitted(grammar):
 
 
 @settings(max_examples=80, deadline=None)
-@given(data=st.data(), speak=st.booleans(), start=st.sampled_from([HEARD, TEXT]), caps=st.tuples(*[st.integers(1, 4)] * 3))
+@given(
+    data=st.data(), speak=st.booleans(), start=st.sampled_from([HEARD, TEXT]), caps=st.tuples(*[st.integers(1, 4)] * 3)
+)
 def test_every_random_walk_keeps_the_grammars_promises(data, speak, start, caps):
     heard_cap, text_cap, unit_cap = caps
     options = GenerationSettings(
