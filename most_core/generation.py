@@ -49,6 +49,7 @@ class GenerationSettings:
             ("max_sentence_tokens", self.max_sentence_tokens >= 1, "at least 1"),
             ("max_sentence_units", self.max_sentence_units >= 1, "at least 1"),
             ("max_heard_tokens", self.max_heard_tokens >= 1, "at least 1"),
+            ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "None or an integer of 64 bits"),
         ):
             if not ok:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")

@@ -316,6 +316,22 @@ def test_zero_silences_the_expert_and_keeps_the_others_weights(make_model, batch
     assert (wanted - expected(model, row)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_silenced_expert_is_not_among_the_chosen(model, decoder, batched):
+    """Its place is empty, -1: it is not used, and nobody stands in."""
+    row = [*TEXT_ROW, 46]
+    off = favourite(model, 1, row)
+    decoder.knock_out(0, [(1, off)], "zero")
+    decoder.prefill(0, TEXT_ROW)
+    choices = [decoder.routing()[1].clone()]
+    decoder.prefill(1, [1])
+    decoder.step(*(([0, 1], [46, 5]) if batched else ([0], [46])))
+    choices.append(decoder.routing()[1][:, :1].clone())
+    _, own = own_routing(model, row)
+    assert torch.equal(torch.cat(choices, 1)[0].sort(-1).values, own[0].masked_fill(own[0] == off, -1).sort(-1).values)
+    assert (own[0] == off).any()
+
+
 def test_knock_out_is_of_its_slot_alone(model, decoder):
     off = favourite(model, 1, TEXT_ROW)
     decoder.knock_out(0, [(1, off)])

@@ -283,7 +283,6 @@ def test_cancelling_from_another_thread_stops_within_one_token(loop):
         ([1], {"knock_out": [(0, 0)]}, ValueError),
         ([1], {"knock_out": [(1,)]}, ValueError),
         ([1], {"settings": GenerationSettings(knock_out_mode="nxt")}, ValueError),
-        ([1], {"settings": GenerationSettings(seed=2**70)}, (ValueError, RuntimeError, OverflowError)),
         (["a"], {}, (ValueError, TypeError)),
     ],
 )
@@ -485,6 +484,7 @@ def test_generations_obey_their_grammar_at_any_temperature(loop):
         ("max_sentence_tokens", 0),
         ("max_sentence_units", 0),
         ("max_heard_tokens", 0),
+        ("seed", 2**70),
     ],
 )
 def test_impossible_settings_are_refused_by_name_and_value(name, value):

@@ -20,7 +20,7 @@ from most_core.processing import (
     load_tokenizer,
     train_small_tokenizer,
 )
-from most_core.speech import untrained_encoder
+from most_core.speech import CtcHead, untrained_encoder
 
 # All 256 bytes have tokens, unlike in tiny(), so that any text survives.
 CONFIG = MostConfig.tiny(vocab_size=640, token_table=vars(TokenTable.after(num_text_tokens=600, num_units=32)))
@@ -154,6 +154,18 @@ def test_what_the_assistant_said_is_units(processor, encoder):
 def test_only_a_spoken_last_turn_counts_as_speech(processor):
     assert processor.prompt([user([text("x"), audio(WAVE)])]).has_speech
     assert not processor.prompt([user([audio(WAVE)]), assistant("ok"), user("written")]).has_speech
+
+
+def test_words_are_those_of_the_last_clip_of_a_spoken_turn(tokenizer):
+    encoder = untrained_encoder(CONFIG.speech_feature_size, 32, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, CONFIG.speech_feature_size, generator=generator)
+    vocab = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
+    encoder.ctc = CtcHead(weight, torch.zeros(5), vocab, encoder.quantizer.layer)
+    processor = MostProcessor(CONFIG, tokenizer, encoder)
+    prompt = processor.prompt([user([audio(WAVE), audio(OTHER)])])
+    assert prompt.words == encoder.words(OTHER) != encoder.words(WAVE)
+    assert processor.prompt([user([audio(WAVE)]), assistant("ok"), user("written")]).words == []
 
 
 def test_other_sampling_rates_are_resampled(processor):
