@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class RoutingDelta:
 class Reply:
     """A finished reply. `confidence` is the geometric mean probability of the answer's words; `timings` are
     milliseconds: stages (encode, prefill, heard, text, units, vocoder) and moments since the start (first_unit,
-    first_sound, total)."""
+    first_sound, total; a silent reply has no first ones)."""
 
     text: str
     waveform: np.ndarray
@@ -100,6 +101,7 @@ class Most:
         self.model, self.processor, self.encoder, self.vocoder = model, processor, processor.encoder, vocoder
         self.config, self.tokens = model.config, processor.tokens
         self.loop = TokenLoop(decoder)
+        processor.max_frames = decoder.context
 
     # -- the four verbs --------------------------------------------------------------------------------------------
 
@@ -160,9 +162,9 @@ class Most:
             waves.append(_last(self._reply(prompt, settings, SPEECH, _Reply(_Clock()))).waveform)
         return np.concatenate(waves), self.vocoder.sample_rate
 
-    def listen(self, messages: Sequence[Message] = (), **options: object) -> Listener:
-        """For speech still coming in: push sound, then commit (options as in `stream`) or discard."""
-        return Listener(self, list(messages), options)
+    def listen(self, messages: Sequence[Message] = (), **options: Any) -> Listener:
+        """For speech still coming in: push sound, then commit or discard. Options are `stream`'s, given here."""
+        return Listener(self, messages, **options)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +224,8 @@ class Most:
             yield from _routed(recorder)
 
     def _finished(self, reply: _Reply, running: Generation, recorder: RoutingRecorder | None) -> Reply:
-        said = [t.logprob for t in running.tokens if t.phase == TEXT and t.id < self.tokens.first_unit]
+        words = range(self.tokens.first_unit)
+        said = [t.logprob for t in running.tokens if t.phase == TEXT and t.id in words and t.id not in running.stop_ids]
         return Reply(
             text=reply.text.strip(),
             waveform=np.concatenate(reply.waves) if reply.waves else np.zeros(0, np.float32),
@@ -343,45 +346,63 @@ class Listener:
     """Speech that is still coming in. What `push` reports is provisional: it hears the utterance anew a few times a
     second (the encoder looks both ways), and `commit` hears it once more, whole."""
 
-    def __init__(self, most: Most, messages: list[Message], options: dict[str, object]) -> None:
-        self.most, self.messages, self.options = most, messages, options
-        self._parts: list[np.ndarray] = []
-        self._unheard_s = 0.0
+    def __init__(
+        self,
+        most: Most,
+        messages: Sequence[Message] = (),
+        *,
+        settings: GenerationSettings | None = None,
+        cancel: threading.Event | None = None,
+        record_routing: bool = False,
+        knock_out: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.most, self.messages, self.settings = most, list(messages), settings
+        self._options = {"cancel": cancel, "record_routing": record_routing, "knock_out": knock_out}
+        self.discard()
 
-    def push(self, pcm: np.ndarray, sampling_rate: int = SAMPLE_RATE) -> list[Event]:
+    def push(self, pcm: np.ndarray | torch.Tensor, sampling_rate: int = SAMPLE_RATE) -> list[Event]:
         """Add sound; returns provisional events, or none when it is too soon for new ones."""
-        part = check_waveform(pcm, sampling_rate)
+        heard = check_waveform(pcm, sampling_rate)  # raises before anything is kept
+        part = np.asarray(pcm)
+        if part.ndim != 1:
+            raise ValueError(f"the sound pushed has shape {part.shape}: push one channel, [samples]")
+        if self._parts and (sampling_rate, part.dtype) != (self._rate, self._parts[0].dtype):
+            raise ValueError(
+                f"the sound changed from {self._rate} Hz {self._parts[0].dtype} to {sampling_rate} Hz {part.dtype}: "
+                "discard and start again"
+            )
+        # Kept as given: resampled or normalised piece by piece, the whole would sound different.
         self._parts.append(part)
-        self._unheard_s += len(part) / SAMPLE_RATE
+        self._rate = sampling_rate
+        self._unheard_s += len(heard) / SAMPLE_RATE
         if self._unheard_s < LISTEN_INTERVAL_S:
             return []
         self._unheard_s = 0.0
         return self._hear()
 
     def _hear(self) -> list[Event]:
-        wants_routing = bool(self.options.get("record_routing"))
         settings = GenerationSettings(speak=False, stop_ids=(self.most.tokens.heard_end,), max_new_tokens=64)
-        done, events = None, []
-        for event in self.most.stream(self._turn(), settings=settings, record_routing=wants_routing):
+        heard, routing = "", []
+        for event in self.most.stream(self._turn(), settings=settings, **self._options):
             if isinstance(event, RoutingDelta):
-                events.append(RoutingDelta(event.tokens, provisional=True))
+                routing.append(RoutingDelta(event.tokens, provisional=True))
             elif isinstance(event, Done):
-                done = event
-        return [HeardDelta(done.reply.heard, provisional=True), *events]
+                heard = event.reply.heard
+        return [HeardDelta(heard, provisional=True), *routing]
 
     def commit(self) -> Iterator[Event]:
         """The person has finished: as `Most.stream`, with what was pushed as the last user turn."""
         if not self._parts:
             raise ValueError("nothing was said: push sound before commit, or discard")
-        return self.most.stream(self._turn(), **self.options)
+        return self.most.stream(self._turn(), settings=self.settings, **self._options)
 
     def discard(self) -> None:
         """Forget what was pushed."""
-        self._parts.clear()
-        self._unheard_s = 0.0
+        self._parts: list[np.ndarray] = []
+        self._rate, self._unheard_s = SAMPLE_RATE, 0.0
 
     def _turn(self) -> list[Message]:
-        audio = {"type": "audio", "audio": np.concatenate(self._parts), "sampling_rate": SAMPLE_RATE}
+        audio = {"type": "audio", "audio": np.concatenate(self._parts), "sampling_rate": self._rate}
         return [*self.messages, {"role": "user", "content": [audio]}]
 
 

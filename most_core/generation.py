@@ -207,6 +207,7 @@ class TokenLoop:
         self.decoder = decoder
         self._free = list(reversed(range(decoder.slots)))
         self._slots = threading.Condition()
+        self._gathering = threading.Lock()
 
     def start(
         self,
@@ -326,8 +327,9 @@ class TokenLoop:
             )
         generations: list[Generation] = []
         try:
-            for prompt in prompts:
-                generations.append(self.start(prompt, settings))
+            with self._gathering:  # two batches that each hold half of the slots would wait for ever
+                for prompt in prompts:
+                    generations.append(self.start(prompt, settings))
             while self.step(generations):
                 pass
         finally:

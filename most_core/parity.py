@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from most_core.checkpoint_files import load_weights
 from most_core.config import MostConfig
 from most_core.convert import read_upstream_state
 from most_core.model import MostForCausalLM, MostMoe
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = MostConfig(**json.loads(args.config.read_text()))
-        differences = compare(config, load_file(args.weights), load_file(args.io))
+        differences = compare(config, load_weights(args.weights), load_weights(args.io))
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

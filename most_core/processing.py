@@ -23,7 +23,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from most_core.config import MostConfig, TokenTable
-from most_core.speech import SpeechEncoder, Word, check_waveform
+from most_core.speech import SAMPLE_RATE, Encoded, SpeechEncoder, Word, check_waveform
 
 TRANSCRIBE = "Transcribe the following speech into text."
 SPEAK = "Convert the following text into speech."
@@ -98,6 +98,7 @@ class MostProcessor:
         spellings = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._special = re.compile("|".join(re.escape(token) for token in spellings))
         self._spellings: dict[int, str] = {}
+        self.max_frames = config.max_position_embeddings  # longest clip that is worth encoding
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """Ids and features of a conversation up to where the assistant speaks."""
@@ -126,7 +127,7 @@ class MostProcessor:
             role, part = next(remaining)
             if self.encoder is None:
                 raise ValueError("this model was loaded without a speech encoder: give text, or add speech_encoder/")
-            encoded = self.encoder.encode(check_waveform(part["audio"], part.get("sampling_rate", 16000)))
+            encoded = self._encode(part)
             if role == "assistant":
                 ids += [self.tokens.first_unit + unit for unit in encoded.units.tolist()]
             else:
@@ -136,6 +137,16 @@ class MostProcessor:
         last = messages[-1]["content"]
         spoken = not isinstance(last, str) and any(part["type"] == "audio" for part in last)
         return Prompt(ids, torch.cat(features) if features else None, spoken, words if spoken else [])
+
+    def _encode(self, part: dict[str, Any]) -> Encoded:
+        wave = check_waveform(part["audio"], part.get("sampling_rate", SAMPLE_RATE))
+        seconds, room = len(wave) / SAMPLE_RATE, self.max_frames / self.config.audio_rate_hz
+        if seconds > room:  # before the encoder spends its time on it
+            raise ValueError(
+                f"a clip of {seconds:.0f} s does not fit the context, which holds {room:.0f} s of speech: cut it, or "
+                "load with a larger context"
+            )
+        return self.encoder.encode(wave)
 
     def _for_template(self, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
         """Waveforms need not pass through the template, and a person who types the spelling of a special token must

@@ -1,5 +1,6 @@
 """`Most` from the outside: events, replies, timings, routing, listening, and odd things people send."""
 
+import dataclasses
 import threading
 import time
 from itertools import chain
@@ -584,3 +585,48 @@ def test_a_vocoder_that_fails_leaves_no_place_taken(most, short, monkeypatch):
 
 def test_stages_named_in_the_module_are_the_interfaces(reply):
     assert list(assistant.STAGES) == STAGES
+
+
+def test_pieces_at_another_rate_and_level_are_heard_as_the_whole(most, short):
+    loud = (2.0 * np.random.default_rng(1).standard_normal(24000)).astype(np.float32)
+    whole = most.answer(loud, sampling_rate=24000, settings=short)
+    listener = most.listen(settings=short)
+    for piece in np.split(loud, 10):
+        listener.push(piece, 24000)
+    *_, done = listener.commit()
+    assert (done.reply.heard, done.reply.units) == (whole.heard, whole.units)
+
+
+@pytest.mark.parametrize(
+    ("second", "rate", "message"),
+    [
+        (np.zeros(800, np.float32), 8000, "changed from 16000 Hz float32 to 8000 Hz float32"),
+        (np.zeros(800, np.int16), 16000, "to 16000 Hz int16"),
+        (np.zeros((800, 2), np.float32), 16000, r"shape \(800, 2\)"),
+    ],
+)
+def test_sound_that_changes_its_form_in_mid_utterance_is_refused(most, second, rate, message):
+    listener = most.listen()
+    listener.push(np.zeros(800, np.float32))
+    with pytest.raises(ValueError, match=message):
+        listener.push(second, rate)
+
+
+def test_unknown_options_are_refused_when_listening_begins(most):
+    with pytest.raises(TypeError, match="tempo"):
+        most.listen(tempo=2)
+
+
+def test_a_clip_longer_than_the_context_is_refused_before_it_is_encoded(most, monkeypatch):
+    monkeypatch.setattr(most.encoder, "encode", lambda wave: pytest.fail("the encoder ran"))
+    seconds = most.loop.decoder.context / most.config.audio_rate_hz + 1
+    with pytest.raises(ValueError, match="does not fit the context") as error:
+        most.answer(np.zeros(int(seconds * 16000), np.float32))
+    assert "\n" not in str(error.value)
+
+
+def test_confidence_is_about_words_not_about_the_end(most, short, monkeypatch):
+    picks = iter([(70, -1.0), (71, -3.0), (most.config.eos_token_id, -50.0)])
+    monkeypatch.setattr("most_core.generation.Sampler.pick", lambda *_: next(picks))
+    reply = most.answer("hello", settings=dataclasses.replace(short, speak=False))
+    assert reply.confidence == pytest.approx(np.exp(-2.0))

@@ -491,3 +491,17 @@ def test_impossible_settings_are_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}: it must be ") as error:
         GenerationSettings(**{name: value})
     assert "\n" not in str(error.value)
+
+
+def test_two_batches_at_once_do_not_wait_for_each_other_for_ever(model):
+    loop = TokenLoop(LeanDecoder(model, slots=3))
+    prompts = [[5, 6], [7], [8, 9]]
+    settings = GenerationSettings(max_new_tokens=8)
+    alone = loop.run(prompts, settings)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(loop.run(prompts, settings))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert results == [alone] * 4

@@ -51,6 +51,14 @@ def test_parity_fails_when_one_weight_is_perturbed(kind, tmp_path, capsys):
     assert "FAIL" in capsys.readouterr().out
 
 
+def test_parity_names_a_damaged_file_in_one_line(tmp_path, capsys):
+    damaged = tmp_path / "weights.safetensors"
+    damaged.write_bytes(b"these are no tensors")
+    assert parity.main([str(GOLDEN_FILES[0]), str(damaged), str(GOLDEN_FILES[2])]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in lines if line.startswith("error:") and "weights.safetensors" in line]) == 1
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_parity_names_a_missing_file_in_one_line(missing, tmp_path, capsys):
     argv = [str(path) for path in GOLDEN_FILES]
