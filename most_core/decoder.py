@@ -25,7 +25,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from most_core.config import MostConfig
-from most_core.experts import FusedExperts, PackedExperts
+from most_core.experts import FusedExperts, pack_experts
 from most_core.model import MostForCausalLM, MostMoe, check_ids
 from most_core.router import MostRouter, choose_experts, group_mask, modality_of
 from most_core.single_row import SingleRow
@@ -43,7 +43,13 @@ class Decoder(Protocol):
 
     def reset(self, slot: int) -> None: ...
     def length(self, slot: int) -> int: ...
-    def prefill(self, slot: int, ids: Sequence[int], features: torch.Tensor | None = None) -> torch.Tensor: ...
+    def prefill(
+        self,
+        slot: int,
+        ids: Sequence[int],
+        features: torch.Tensor | None = None,
+        cancel: threading.Event | None = None,
+    ) -> torch.Tensor | None: ...
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor: ...
     def knock_out(self, slot: int, experts: Sequence[tuple[int, int]], mode: str = "next") -> None: ...
     def routing(self) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -144,25 +150,33 @@ class LeanDecoder:
         if config.uses_experts and config.use_modality_aware_routing:
             groups = config.expert_groups()
             self._base_mask = torch.stack([group_mask(g, experts, self.device) for g in groups]).float()
-        self.masks: list[torch.Tensor] = [self._base_mask] * slots
-        self.keep: list[torch.Tensor | None] = [None] * slots
+        # Per slot, as tensors, so that a captured step can look them up: who may be chosen, who is not silenced.
+        self.masks = self._base_mask.repeat(slots, 1, 1, 1)  # [slots, L, 2, E]
+        self.keep = torch.ones_like(self.masks[:, :, 0])  # [slots, L, E]
+        self.silenced: set[int] = set()  # slots with a zero in keep
         self._probs = self._choice = torch.empty(0)
-        moes = [layer.mlp for layer in model.model.layers if isinstance(layer.mlp, MostMoe)]
-        self._experts = [PackedExperts(m.experts) if PackedExperts.suits(m.experts) else m.experts for m in moes]
+        self._moes = [layer.mlp for layer in model.model.layers if isinstance(layer.mlp, MostMoe)]
+        self._gates = [moe.gate.weight.detach().float() for moe in self._moes]
+        self._experts = pack_experts([moe.experts for moe in self._moes])
         self._one = SingleRow(self) if self._suits_single_row() else None
 
     def _suits_single_row(self) -> bool:
         config = self.config
-        plain_router = not config.norm_topk_prob and config.topk_method == "greedy" and config.kv_lora_rank % 2 == 0
-        plain_weights = self.device.type == "cpu" and self.dtype == torch.float32
+        plain_router = not config.norm_topk_prob and config.topk_method == "greedy"
+        plain_weights = self.device.type == "cpu" and self.dtype == torch.float32 and not config.mlp_bias
+        even_pairs = config.kv_lora_rank % 2 == 0  # rotary pairs are viewed as complex numbers in place
         folded = all(plan.fold is not None for plan in self.attention)
-        return plain_router and plain_weights and folded and all(isinstance(e, FusedExperts) for e in self._experts)
+        fused = all(isinstance(experts, FusedExperts) for experts in self._experts)
+        return plain_router and plain_weights and even_pairs and folded and fused
 
     # -- conversations ---------------------------------------------------------------------------------------------
 
     def reset(self, slot: int) -> None:
         """Forget the slot's conversation and its knocked-out experts."""
-        self._lengths[slot], self.masks[slot], self.keep[slot] = 0, self._base_mask, None
+        # Masked attention multiplies what is left of a longer conversation by 0, which would not silence a NaN.
+        self.cache[:, slot, : self._lengths[slot]] = 0
+        self._lengths[slot] = 0
+        self.knock_out(slot, ())
 
     def length(self, slot: int) -> int:
         """Tokens in the slot's cache."""
@@ -171,8 +185,10 @@ class LeanDecoder:
     def knock_out(self, slot: int, experts: Sequence[tuple[int, int]], mode: str = "next") -> None:
         """Switch off (decoder layer, expert) pairs for one slot: `"next"` lets the next best step in, `"zero"` only
         silences the expert."""
-        mask, keep = knock_out_masks(self._base_mask, self.config, experts, mode)
-        self.masks[slot], self.keep[slot] = mask, keep
+        self.masks[slot], self.keep[slot] = knock_out_masks(self._base_mask, self.config, experts, mode)
+        self.silenced.discard(slot)
+        if experts and mode == "zero":
+            self.silenced.add(slot)
 
     def routing(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(probabilities over all experts [L, N, E], chosen experts [L, N, K]) of the last forward; overwritten by the
@@ -187,8 +203,15 @@ class LeanDecoder:
     # -- forward ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def prefill(self, slot: int, ids: Sequence[int], features: torch.Tensor | None = None) -> torch.Tensor:
-        """Append `ids` (with `features` [F, D] for their [Frame] positions) to a slot; logits [V] after the last."""
+    def prefill(
+        self,
+        slot: int,
+        ids: Sequence[int],
+        features: torch.Tensor | None = None,
+        cancel: threading.Event | None = None,
+    ) -> torch.Tensor | None:
+        """Append `ids` (with `features` [F, D] for their [Frame] positions) to a slot; logits [V] after the last, or
+        None if cancelled between two chunks."""
         tokens = torch.tensor([list(ids)], device=self.device)
         check_prompt(self, slot, tokens)
         if features is not None:
@@ -197,6 +220,8 @@ class LeanDecoder:
         modality = modality_of(tokens, self.config.tokens)
         parts = []
         for chunk, kinds in zip(embeds.split(PREFILL_CHUNK, 1), modality.split(PREFILL_CHUNK, 1)):
+            if cancel is not None and cancel.is_set():
+                return None
             hidden = self._forward([slot], chunk, kinds)
             parts.append((self._probs, self._choice))
         self._probs, self._choice = (torch.cat(x, dim=1) for x in zip(*parts))
@@ -222,40 +247,60 @@ class LeanDecoder:
                 )
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model.lm_head(self.model.model.norm(hidden)).float()
+        norm = self.model.model.norm
+        return self.model.lm_head(F.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)).float()
 
     def _forward(self, slots: Sequence[int], x: torch.Tensor, modality_BT: torch.Tensor) -> torch.Tensor:
-        config, (batch, length, _) = self.config, x.shape
-        tokens = batch * length
-        self._probs = torch.empty(len(self._moe_index), tokens, config.n_routed_experts, device=self.device)
-        shape = (len(self._moe_index), tokens, config.num_experts_per_tok)
-        self._choice = torch.empty(shape, dtype=torch.long, device=self.device)
-
-        starts = torch.tensor([self._lengths[s] for s in slots], device=self.device)
-        positions = starts[:, None] + torch.arange(length, device=self.device)  # [B, T]
-        rotary = self.rotary[positions]
-        total = max(self._lengths[s] for s in slots) + length
-        visible = torch.arange(total, device=self.device) <= positions[..., None]
-        bias = torch.zeros(visible.shape, device=self.device).masked_fill_(~visible, float("-inf"))[:, :, None]
+        length = x.shape[1]
         rows = torch.tensor(slots, device=self.device)
-        masks = self._row_masks(slots, modality_BT)
-        for i, layer in enumerate(self.model.model.layers):
-            x = x + self._attend(i, x, rows, positions, rotary, bias, total)
-            normed = layer.post_attention_layernorm(x)
-            if isinstance(layer.mlp, MostMoe):
-                x = x + self._mix(layer.mlp, self._moe_index[i], normed, masks, slots)
-            else:
-                x = x + layer.mlp(normed)
+        starts = torch.tensor([self._lengths[slot] for slot in slots], device=self.device)
+        total = max(self._lengths[slot] for slot in slots) + length
+        silenced = not self.silenced.isdisjoint(slots)
+        x, self._probs, self._choice = self.run_layers(x, rows, starts, total, modality_BT, silenced)
         for slot in slots:
             self._lengths[slot] += length
         return x
 
-    def _row_masks(self, slots: Sequence[int], modality_BT: torch.Tensor) -> torch.Tensor | None:
-        """[L, N, E] float mask of each token's experts."""
-        if not self._moe_index:
-            return None
-        masks = [self.masks[slot][:, kinds] for slot, kinds in zip(slots, modality_BT)]
-        return torch.cat(masks, dim=1)
+    def run_layers(
+        self,
+        x: torch.Tensor,
+        rows: torch.Tensor,
+        starts: torch.Tensor,
+        total: int,
+        modality_BT: torch.Tensor,
+        silenced: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(hidden [B, T, H], probabilities [L, N, E], chosen experts [L, N, K]) of tokens appended at `starts` of the
+        slots `rows`. Reads and writes nothing but tensors, for a GPU to capture; `total` is the cache length read."""
+        config, (batch, length, _) = self.config, x.shape
+        layers, tokens = len(self._moes), batch * length
+        probs = torch.empty(layers, tokens, config.n_routed_experts, device=self.device)
+        choice = torch.empty(layers, tokens, config.num_experts_per_tok, dtype=torch.long, device=self.device)
+        positions = starts[:, None] + torch.arange(length, device=self.device)  # [B, T]
+        hidden = torch.arange(total, device=self.device) > positions[..., None]
+        bias = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))[:, :, None]
+        rotary = self.rotary[positions][:, :, None]
+        masks = self.masks[rows[:, None], :, modality_BT].flatten(0, 1)  # [N, L, E]
+        keeps = self.keep[rows].repeat_interleave(length, 0) if silenced else None  # [N, L, E]
+        for i, layer in enumerate(self.model.model.layers):
+            x = x + self._attend(i, x, rows, positions, rotary, bias, total)
+            norm = layer.post_attention_layernorm
+            normed = F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+            if not isinstance(layer.mlp, MostMoe):
+                x = x + layer.mlp(normed)
+                continue
+            index, flat = self._moe_index[i], normed.flatten(0, 1)
+            torch.softmax(F.linear(flat.float(), self._gates[index]), -1, out=probs[index])
+            weights, choice[index] = choose_experts(probs[index], masks[:, index], config)
+            if keeps is not None:
+                kept = keeps[:, index].gather(1, choice[index])
+                x = x + self._mix_experts(index, flat, choice[index], weights * kept).view_as(x)
+                choice[index] = choice[index].masked_fill(kept == 0, -1)
+            else:
+                x = x + self._mix_experts(index, flat, choice[index], weights).view_as(x)
+            if layer.mlp.shared_experts is not None:
+                x = x + layer.mlp.shared_experts(normed)
+        return x, probs, choice
 
     def _attend(
         self,
@@ -269,7 +314,7 @@ class LeanDecoder:
     ) -> torch.Tensor:
         plan, rank = self.attention[i], self.config.kv_lora_rank
         y = plan.queries_and_entry(F.rms_norm(x, x.shape[-1:], None, plan.eps))
-        rotated = torch.view_as_complex(y[..., rank:].float().unflatten(-1, (-1, 2))) * rotary[:, :, None]
+        rotated = torch.view_as_complex(y[..., rank:].float().unflatten(-1, (-1, 2))) * rotary
         rotated = torch.view_as_real(rotated).flatten(-2).to(y.dtype)
         latent = F.rms_norm(y[:, :, -1, :rank], (rank,), None, plan.module.kv_a_layernorm.variance_epsilon)
         self.cache[i][rows[:, None], positions] = torch.cat([latent, rotated[:, :, -1]], dim=-1)
@@ -282,23 +327,8 @@ class LeanDecoder:
         context = torch.bmm(weights.flatten(1, 2), keys[..., :rank]).view(batch, length, heads, rank)
         return plan.output(context)
 
-    def _mix(
-        self, moe: MostMoe, index: int, normed: torch.Tensor, masks: torch.Tensor, slots: Sequence[int]
-    ) -> torch.Tensor:
-        flat = normed.flatten(0, 1)
-        logits = F.linear(flat.float(), moe.gate.weight.float())
-        torch.softmax(logits, -1, out=self._probs[index])
-        weights, choice = choose_experts(self._probs[index], masks[index], self.config)
-        self._choice[index] = choice
-        if any(self.keep[s] is not None for s in slots):
-            per_row = len(flat) // len(slots)
-            ones = torch.ones_like(self._base_mask[:, 0])
-            keep = torch.stack([k if (k := self.keep[s]) is not None else ones for s in slots])[:, index]
-            kept = keep.repeat_interleave(per_row, 0).gather(1, choice)
-            weights = weights * kept
-            self._choice[index] = choice.masked_fill(kept == 0, -1)
-        output = self._experts[index](flat, choice, weights).view_as(normed)
-        return output if moe.shared_experts is None else output + moe.shared_experts(normed)
+    def _mix_experts(self, index: int, flat: torch.Tensor, choice: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return self._experts[index](flat, choice, weights)
 
 
 class ModuleDecoder:
@@ -339,7 +369,15 @@ class ModuleDecoder:
         return torch.stack([probs for probs, _ in seen]), torch.stack([choice for _, choice in seen])
 
     @torch.inference_mode()
-    def prefill(self, slot: int, ids: Sequence[int], features: torch.Tensor | None = None) -> torch.Tensor:
+    def prefill(
+        self,
+        slot: int,
+        ids: Sequence[int],
+        features: torch.Tensor | None = None,
+        cancel: threading.Event | None = None,
+    ) -> torch.Tensor | None:
+        if cancel is not None and cancel.is_set():
+            return None
         tokens = torch.tensor([list(ids)], device=self.device)
         check_prompt(self, slot, tokens)
         features = None if features is None else features[None].to(self.device)
@@ -380,12 +418,10 @@ def check_prompt(decoder: Decoder, slot: int, tokens: torch.Tensor) -> None:
 
 def knock_out_masks(
     base: torch.Tensor, config: MostConfig, experts: Sequence[tuple[int, int]], mode: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(mask [L, 2, E], keep [L, E] or None) with the given (decoder layer, expert) pairs switched off."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mask [L, 2, E], keep [L, E]) with the given (decoder layer, expert) pairs switched off."""
     if mode not in ("next", "zero"):
         raise ValueError(f"unknown knock-out mode {mode!r}: use 'next' or 'zero'")
-    if not experts:
-        return base, None
     mask, keep = base.clone(), torch.ones_like(base[:, 0])
     for layer, expert in experts:
         if layer not in config.moe_layers or not 0 <= expert < config.n_routed_experts:
@@ -403,4 +439,4 @@ def knock_out_masks(
             f"too many experts knocked out in layer {config.moe_layers[row]}: every token needs "
             f"{config.num_experts_per_tok}; knock out fewer or use mode 'zero'"
         )
-    return mask, None
+    return mask, torch.ones_like(keep)

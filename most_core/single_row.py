@@ -45,7 +45,8 @@ class SingleRow:
         """Append `token` to the slot; logits [1, V]."""
         decoder, rank, heads, hidden = self.decoder, self.rank, self.heads, self.hidden
         position, modality = decoder.length(slot), self._modality(token)
-        rotary, masks, keep = decoder.rotary[position], decoder.masks[slot], decoder.keep[slot]
+        rotary, masks = decoder.rotary[position], decoder.masks[slot]
+        keep = decoder.keep[slot] if slot in decoder.silenced else None
         x = decoder.model.model.embed_tokens.weight[token : token + 1].clone()
         for i, (fold, fold_out, eps) in enumerate(self.attention):
             y = torch.mm(x * _inverse_rms(x, hidden, eps), fold)
