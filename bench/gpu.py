@@ -1,4 +1,4 @@
-"""Full size on one GPU with random weights: load, decode (captured, nf4, batch 8, against generate()), prefill."""
+"""Full size on one GPU with random weights: load, decode (batch 1 and 8, nf4, against generate()), prefill."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
 
 from bench.report import Report, interleaved, median_ratio
 from most_core import expert_kernels
 from most_core.config import MostConfig
-from most_core.decoder import LeanDecoder
+from most_core.decoder import Decoder
+from most_core.generation import GenerationSettings, TokenLoop
 from most_core.graph_decoder import GraphDecoder
-from most_core.loading import load_decoder
+from most_core.loading import load_decoder, make_decoder
 from most_core.model import MostForCausalLM
 
-PROMPT = 128
+PROMPT = torch.randint(3, 2000, (128,), generator=torch.Generator().manual_seed(0)).tolist()
+SLOTS, CONTEXT = 8, 1024
+NEVER = (-1,)  # no token stops a reply
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rehearse", action="store_true", help="the same code at reduced size, on the CPU if need be")
     parser.add_argument("--skip-nf4", action="store_true", help="leave the quantized model out")
-    parser.add_argument("--skip-compile", action="store_true", help="leave the compiled variant out")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> Report:
         raise ValueError("bench gpu needs a CUDA GPU: try --rehearse for the same code at reduced size")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = MostConfig.nano(initializer_range=0.08) if args.rehearse else MostConfig.lite()
-    tokens, report = (16, Report("gpu")) if args.rehearse else (256, Report("gpu"))
+    tokens, report = (16 if args.rehearse else 256), Report("gpu")
     report.notes.append(f"{'nano (rehearsal)' if args.rehearse else 'lite'} on {device}, random weights, greedy")
 
     def note(name: str, value: float) -> None:
@@ -43,92 +44,88 @@ def run(args: argparse.Namespace) -> Report:
 
     with tempfile.TemporaryDirectory() as folder:
         _random_model(config, device).save_pretrained(folder)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         model = load_decoder(folder, device=device, dtype=torch.bfloat16)
         note("load_s", time.perf_counter() - start)
-        with torch.inference_mode():
-            _measure(model, tokens, note, compiled=not args.skip_compile and device == "cuda")
+        start = time.perf_counter()
+        decoder = make_decoder(model, SLOTS, CONTEXT) if device == "cuda" else GraphDecoder(model, SLOTS, CONTEXT)
+        note("capture_s", time.perf_counter() - start)
+        loop = TokenLoop(decoder)
+        note("bf16_tokens_per_s_b1", _tokens_per_s(loop, 1, tokens))
+        note("bf16_tokens_per_s_b8", _tokens_per_s(loop, 8, tokens))
+        note("prefill_tokens_per_s", _prefill_tokens_per_s(decoder))
         if device == "cuda":
             note("peak_gb", torch.cuda.max_memory_allocated() / 1e9)
-        del model
+        note("top1_agreement", _agreement(decoder, model))
+        note("ratio_hf_b1", _ratio_to_generate(loop, model, tokens))
+        if expert_kernels.triton is not None and device == "cuda":
+            note("kernel_gap", _kernel_gap(model))
+        del model, decoder, loop
         if not args.skip_nf4:
             if device == "cuda":
                 torch.cuda.empty_cache()
             small = load_decoder(folder, device=device, dtype=torch.bfloat16, quantize="nf4")
-            with torch.inference_mode():
-                decoder, prompt = LeanDecoder(small, 1, 1024), _prompt(small.config)
-                note("nf4_tokens_per_s_b1", tokens / statistics.median(_seconds(decoder, [prompt], tokens)))
+            note("nf4_tokens_per_s_b1", _tokens_per_s(TokenLoop(make_decoder(small, 1, CONTEXT)), 1, tokens))
     return report
 
 
-def _measure(model: MostForCausalLM, tokens: int, note: Callable[[str, float], None], compiled: bool) -> None:
-    prompt = _prompt(model.config)
-    variants = {"captured": GraphDecoder(model, 8, 1024)}
-    if compiled:
-        variants["compiled"] = GraphDecoder(model, 8, 1024, compiled=True)
-    speeds = {}
-    for name, decoder in variants.items():
-        speeds[name] = tokens / statistics.median(_seconds(decoder, [prompt], tokens))
-        note(f"bf16_tokens_per_s_b1_{name}", speeds[name])
-    best = variants[max(speeds, key=speeds.get)]
-    note("bf16_tokens_per_s_b1", max(speeds.values()))
-    note("bf16_tokens_per_s_b8", 8 * tokens / statistics.median(_seconds(best, [prompt] * 8, tokens)))
+def _tokens_per_s(loop: TokenLoop, batch: int, tokens: int) -> float:
+    """Tokens a second of the streaming loop that everybody uses, prefill left out; median of three."""
+    settings = GenerationSettings(max_new_tokens=tokens, stop_ids=NEVER)
+    speeds = []
+    for _ in range(4):  # the first warms up
+        generations = [loop.start(PROMPT, settings) for _ in range(batch)]
+        start = time.perf_counter()
+        while loop.step(generations):
+            pass
+        speeds.append(batch * (tokens - 1) / (time.perf_counter() - start))
+        for generation in generations:
+            loop.finish(generation)
+    return statistics.median(speeds[1:])
 
-    ids = torch.tensor([prompt], device=model.device)
+
+def _prefill_tokens_per_s(decoder: Decoder) -> float:
+    long = (PROMPT * (CONTEXT // len(PROMPT)))[:CONTEXT]
+
+    def prefill() -> None:
+        decoder.reset(0)
+        decoder.prefill(0, long)
+
+    return len(long) / statistics.median(interleaved({"prefill": prefill}, 5)["prefill"])
+
+
+@torch.inference_mode()
+def _agreement(decoder: Decoder, model: MostForCausalLM) -> float:
+    """Share of steps whose likeliest token is that of the model's own forward, both fed the same tokens."""
+    fed = (PROMPT * 2)[-64:]
+    reference = model(torch.tensor([PROMPT + fed], device=model.device)).logits[0, len(PROMPT) - 1 : -1].argmax(-1)
+    decoder.reset(0)
+    ours = [decoder.prefill(0, PROMPT).argmax().item()]
+    ours += [decoder.step([0], [token])[0].argmax().item() for token in fed[:-1]]
+    return (torch.tensor(ours) == reference.cpu()).float().mean().item()
+
+
+def _ratio_to_generate(loop: TokenLoop, model: MostForCausalLM, tokens: int) -> float:
+    ids = torch.tensor([PROMPT], device=model.device)
     times = {}
     for backend in ("most", "grouped_mm", "batched_mm"):
         model.set_experts_implementation(backend)
         times[backend] = interleaved({backend: lambda: _generate(model, ids, 16)}, 2)[backend][-1]
     model.set_experts_implementation(min(times, key=times.get))
-    runs = {"ours": lambda: _decode(best, [prompt], tokens), "hf": lambda: _generate(model, ids, tokens)}
+    settings = GenerationSettings(max_new_tokens=tokens, stop_ids=NEVER)
+    runs = {"ours": lambda: loop.run([PROMPT], settings), "hf": lambda: _generate(model, ids, tokens)}
     seconds = interleaved(runs, 3)
-    note("ratio_hf_b1", median_ratio(seconds["ours"], seconds["hf"]))
-    note("hf_tokens_per_s_b1", tokens / statistics.median(seconds["hf"]))
     model.set_experts_implementation("most")
-
-    ours = torch.tensor(_decode(best, [prompt], 32)[0])
-    theirs = _generate(model, ids, 32)[0, PROMPT:].cpu()
-    note("same_as_generate_32", (ours == theirs).float().mean().item())
-    long = (prompt * 16)[:1024]
-    lean = LeanDecoder(model, 1, 1024)
-
-    def prefill() -> None:
-        lean.reset(0)
-        lean.prefill(0, long)
-
-    note("prefill_tokens_per_s", len(long) / statistics.median(interleaved({"p": prefill}, 5)["p"]))
-    if expert_kernels.triton is not None and model.device.type == "cuda":
-        note("kernel_gap", _kernel_gap(model))
-
-
-def _decode(decoder: LeanDecoder, prompts: list[list[int]], tokens: int) -> list[list[int]]:
-    rows = list(range(len(prompts)))
-    logits = []
-    for slot, prompt in zip(rows, prompts):
-        decoder.reset(slot)
-        logits.append(decoder.prefill(slot, prompt))
-    made: list[list[int]] = [[] for _ in rows]
-    step = torch.stack(logits)
-    for _ in range(tokens):
-        chosen = step.argmax(-1).tolist()
-        for row, token in zip(made, chosen):
-            row.append(token)
-        step = decoder.step(rows, chosen)
-    return made
-
-
-def _seconds(decoder: LeanDecoder, prompts: list[list[int]], tokens: int) -> list[float]:
-    return interleaved({"run": lambda: _decode(decoder, prompts, tokens)}, 3)["run"]
+    return median_ratio(seconds["ours"], seconds["hf"])
 
 
 def _generate(model: MostForCausalLM, ids: torch.Tensor, tokens: int) -> torch.Tensor:
     model.generation_config.eos_token_id = None
     options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-
-
-def _prompt(config: MostConfig) -> list[int]:
-    return torch.randint(3, 2000, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def _kernel_gap(model: MostForCausalLM) -> float:

@@ -31,7 +31,10 @@ def run(args: argparse.Namespace) -> Report:
     report.figures["parameters_b"] = sum(p.numel() for p in model.parameters()) / 1e9
 
     real = untrained("nano")
-    ids = torch.randint(3, real.tokens.first_unit, (4, 64), generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    text = torch.randint(3, real.tokens.first_unit, (4, 32), generator=random)
+    units = torch.randint(0, real.tokens.num_units, (4, 32), generator=random) + real.tokens.first_unit
+    ids = torch.cat([text, units], dim=1)  # both groups of experts
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         real.save(folder)
         bf16 = real.model.bfloat16()(ids).logits.float()
@@ -46,7 +49,9 @@ def run(args: argparse.Namespace) -> Report:
             report.figures[f"nano_{quantize}_kl"] = kl.item()
             if not small.answer("hello", settings=GenerationSettings(max_new_tokens=96)).units:
                 raise ValueError(f"the {quantize} model generated nothing")
-    report.notes.append("nano: random weights, really quantized by load(); agreement with bfloat16 on 256 tokens")
+    report.notes.append(
+        "nano: random weights, really quantized by load(); agreement with bfloat16 on 128 text and 128 unit tokens"
+    )
     return report
 
 

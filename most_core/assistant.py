@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from most_core.decoder import Decoder
 from most_core.generation import DONE, HEARD, SPEECH, TEXT, Generation, GenerationSettings, ReplyGrammar, TokenLoop
 from most_core.model import MostForCausalLM
 from most_core.processing import SPEAK, TRANSCRIBE, Message, MostProcessor, Prompt, as_messages
-from most_core.speech import SAMPLE_RATE, Word, check_waveform
+from most_core.speech import SAMPLE_RATE, Word, mono_samples
 from most_core.trace import RoutingRecorder, RoutingRows, RoutingTrace
 from most_core.vocoder import Vocoder
 
@@ -101,7 +101,6 @@ class Most:
         self.model, self.processor, self.encoder, self.vocoder = model, processor, processor.encoder, vocoder
         self.config, self.tokens = model.config, processor.tokens
         self.loop = TokenLoop(decoder)
-        processor.max_frames = decoder.context
 
     # -- the four verbs --------------------------------------------------------------------------------------------
 
@@ -118,13 +117,16 @@ class Most:
         """Answer a text (never a path), a waveform or a conversation, event by event; the last event is `Done`.
 
         Set `cancel` from any thread to stop within one token. `knock_out` switches (decoder layer, expert) pairs
-        off. Closing the iterator early frees its place at once.
+        off. An unfinished iterator holds one of the model's slots (four, unless loaded with more; further calls
+        wait): exhaust it or close it.
         """
         settings = settings or GenerationSettings()
+        if self.vocoder is None:
+            settings = replace(settings, speak=False)
         clock = _Clock()
         messages = as_messages(given, sampling_rate)
         with clock.stage("encode"):
-            prompt = self.processor.prompt(messages)
+            prompt = self._prompt(messages)
         start = HEARD if prompt.has_speech else TEXT
         reply = _Reply(clock, "" if prompt.has_speech else _last_text(messages), words=prompt.words)
         yield from self._reply(prompt, settings, start, reply, cancel, record_routing, knock_out)
@@ -143,9 +145,13 @@ class Most:
         """What was said, decoded freely by the language model under its ASR prompt."""
         audio = {"type": "audio", "audio": waveform, "sampling_rate": sampling_rate}
         messages = [{"role": "user", "content": [{"type": "text", "text": TRANSCRIBE}, audio]}]
-        prompt = self.processor.prompt(messages)
-        settings = GenerationSettings(speak=False, max_sentence_tokens=256, max_new_tokens=256)
-        return _last(self._reply(prompt, settings, TEXT, _Reply(_Clock()))).text
+        running = self.loop.start(self._prompt(messages), GenerationSettings(max_new_tokens=256))
+        try:
+            while self.loop.step([running]):
+                pass
+        finally:
+            self.loop.finish(running)
+        return self.processor.text(token.id for token in running.tokens).strip()
 
     def speak(self, text: str) -> tuple[np.ndarray, int]:
         """Read `text` aloud, sentence by sentence: (waveform, sample rate)."""
@@ -157,7 +163,7 @@ class Most:
         settings = GenerationSettings(stop_ids=(self.tokens.audio_end,))
         waves = []
         for sentence in sentences:
-            prompt = self.processor.prompt([{"role": "user", "content": f"{SPEAK} {sentence}"}])
+            prompt = self._prompt([{"role": "user", "content": f"{SPEAK} {sentence}"}])
             prompt.ids.append(self.tokens.audio_start)
             waves.append(_last(self._reply(prompt, settings, SPEECH, _Reply(_Clock()))).waveform)
         return np.concatenate(waves), self.vocoder.sample_rate
@@ -167,6 +173,9 @@ class Most:
         return Listener(self, messages, **options)
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _prompt(self, messages: Sequence[Message]) -> Prompt:
+        return self.processor.prompt(messages, max_frames=self.loop.decoder.context)
 
     def _reply(
         self,
@@ -305,7 +314,7 @@ class _Voice:
         if self.vocoder is None:
             return None
         with self.clock.stage("vocoder"):
-            self.stream = self.stream or self.vocoder.stream()
+            self.stream = self.stream or self.vocoder.stream(predict_durations=False)  # one unit, one frame
             return self._delta(self.stream.push([unit]))
 
     def finish(self) -> SpeechDelta | None:
@@ -362,19 +371,17 @@ class Listener:
 
     def push(self, pcm: np.ndarray | torch.Tensor, sampling_rate: int = SAMPLE_RATE) -> list[Event]:
         """Add sound; returns provisional events, or none when it is too soon for new ones."""
-        heard = check_waveform(pcm, sampling_rate)  # raises before anything is kept
-        part = np.asarray(pcm)
-        if part.ndim != 1:
-            raise ValueError(f"the sound pushed has shape {part.shape}: push one channel, [samples]")
-        if self._parts and (sampling_rate, part.dtype) != (self._rate, self._parts[0].dtype):
+        if self._parts and sampling_rate != self._rate:
             raise ValueError(
-                f"the sound changed from {self._rate} Hz {self._parts[0].dtype} to {sampling_rate} Hz {part.dtype}: "
-                "discard and start again"
+                f"the sampling rate changed from {self._rate} to {sampling_rate} in mid-utterance: discard, start again"
             )
-        # Kept as given: resampled or normalised piece by piece, the whole would sound different.
+        # Neither resampled nor normalised yet: done piece by piece, the whole would sound different.
+        part = mono_samples(pcm, sampling_rate)
+        if not len(part):
+            return []
         self._parts.append(part)
         self._rate = sampling_rate
-        self._unheard_s += len(heard) / SAMPLE_RATE
+        self._unheard_s += len(part) / sampling_rate
         if self._unheard_s < LISTEN_INTERVAL_S:
             return []
         self._unheard_s = 0.0

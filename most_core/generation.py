@@ -55,6 +55,7 @@ class GenerationSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")
 
 
+HEAD = 512  # likeliest tokens that top-p looks at first: sorting a full vocabulary takes 9 ms
 HEARD, TEXT, SPEECH, DONE = "heard", "text", "speech", "done"
 NO_SLOT = -1
 CANCEL_INTERVAL_S = 0.05  # how often one who waits for a slot looks whether to go on waiting
@@ -94,7 +95,7 @@ class ReplyGrammar:
                 return (end,)
             return ("units", end) if self.count else ("units",)
         after = tokens.audio_start if self.unsaid and settings.speak else self.eos
-        if self.unsaid and self.count >= settings.max_sentence_tokens:
+        if self.unsaid and settings.speak and self.count >= settings.max_sentence_tokens:
             return (after,)
         return ("text", after)
 
@@ -158,17 +159,19 @@ class Sampler:
         return token, float(logits[token] - logits.logsumexp(0))
 
     def _sample(self, logits: torch.Tensor) -> int:
-        settings = self.settings
-        if settings.top_k:
-            limit = logits.topk(min(settings.top_k, len(logits))).values[-1]
-            logits = logits.masked_fill(logits < limit, float("-inf"))
-        probs = logits.softmax(-1)
-        if settings.top_p < 1:
-            ordered, index = probs.sort(descending=True)
-            # Keep the smallest head that reaches top_p; the first token always stays.
-            ordered = ordered.masked_fill(ordered.cumsum(0) - ordered >= settings.top_p, 0)
-            probs = torch.zeros_like(probs).scatter_(0, index, ordered)
-        return int(torch.multinomial(probs, 1, generator=self.random))
+        top_k, top_p = self.settings.top_k, self.settings.top_p
+        if not top_k and top_p == 1:
+            return int(torch.multinomial(logits.softmax(-1), 1, generator=self.random))
+        total = logits.logsumexp(0)
+        values, index = logits.topk(min(top_k or HEAD, len(logits)))
+        if top_k:
+            total = values.logsumexp(0)
+        elif (values - total).exp().sum() < top_p:  # a flat distribution: the head does not reach top_p
+            values, index = logits.sort(descending=True)
+        probs = (values - total).exp()
+        # Keep the smallest head that reaches top_p; the first token always stays.
+        probs = probs.masked_fill(probs.cumsum(0) - probs >= top_p, 0)
+        return int(index[torch.multinomial(probs, 1, generator=self.random)])
 
 
 @dataclass
@@ -218,9 +221,9 @@ class TokenLoop:
         cancel: threading.Event | None = None,
         recorder: RoutingRecorder | None = None,
         knock_out: Sequence[tuple[int, int]] = (),
-        turn: int = 0,
     ) -> Generation:
-        """Prefill a free slot (waiting for one if need be). Call `finish` in the end, whatever happens."""
+        """Prefill a free slot, waiting for one if need be: a slot is free again only after `finish`, so call that in
+        the end, whatever happens."""
         settings = settings or GenerationSettings()
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
         config, decoder = self.decoder.config, self.decoder
@@ -234,7 +237,7 @@ class TokenLoop:
             logits=torch.empty(0),
             cancel=cancel,
             recorder=recorder,
-            turn=turn,
+            turn=prompt.spans[-1][1] if prompt.spans else 1,
         )
         slot = self._take_slot(cancel)
         if slot == NO_SLOT:
@@ -244,16 +247,27 @@ class TokenLoop:
             with decoder.lock:
                 decoder.reset(slot)
                 decoder.knock_out(slot, knock_out, settings.knock_out_mode)
-                logits = decoder.prefill(slot, prompt.ids, prompt.features).cpu()
-                if recorder is not None:
-                    modality = modality_of(torch.tensor(prompt.ids), config.tokens).tolist()
-                    probs, choice = decoder.routing()
-                    recorder.record(probs, prompt.ids, modality, "user", turn, indices_LNK=choice)
+                logits = decoder.prefill(slot, prompt.ids, prompt.features, cancel)
+                if recorder is not None and logits is not None:
+                    self._record_prompt(prompt, recorder)
         except BaseException:
             self._release(slot)
             raise
-        generation.slot, generation.logits = slot, logits
+        generation.slot = slot
+        if logits is None:
+            generation.finish_reason = "cancelled"
+        else:
+            generation.logits = logits.cpu()
         return generation
+
+    def _record_prompt(self, prompt: Prompt, recorder: RoutingRecorder) -> None:
+        modality = modality_of(torch.tensor(prompt.ids), self.decoder.config.tokens).tolist()
+        probs, choice = self.decoder.routing()
+        start, spans = 0, prompt.spans or [("user", 0, len(prompt.ids))]
+        for role, turn, count in spans:
+            part = slice(start, start + count)
+            recorder.record(probs[:, part], prompt.ids[part], modality[part], role, turn, indices_LNK=choice[:, part])
+            start += count
 
     def _take_slot(self, cancel: threading.Event | None) -> int:
         """A free slot, or NO_SLOT if cancelled while waiting for one."""

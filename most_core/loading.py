@@ -94,11 +94,17 @@ def make_decoder(model: MostForCausalLM, slots: int = 1, context: int | None = N
     for name, value in (("slots", slots), ("context", context)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")
+    longest = model.config.max_position_embeddings
+    if context is not None and context > longest:
+        raise ValueError(f"context {context} is more than the {longest} positions that the model was made for")
     spread = getattr(model, "hf_device_map", None) or {}
     if len(set(spread.values())) > 1 or any(p.device.type == "meta" for p in model.parameters()):
         return ModuleDecoder(model, slots, context)
-    on_gpu = model.model.embed_tokens.weight.device.type == "cuda"
-    return (GraphDecoder if on_gpu and GraphDecoder.suits(model) else LeanDecoder)(model, slots, context)
+    if model.model.embed_tokens.weight.device.type == "cuda" and GraphDecoder.suits(model):
+        decoder = GraphDecoder(model, slots, context)
+        decoder.warm_up()
+        return decoder
+    return LeanDecoder(model, slots, context)
 
 
 def load_decoder(

@@ -10,6 +10,7 @@ A prompt in ids (small tokenizer's spelling):
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -72,6 +73,7 @@ class Prompt:
     ids: list[int]
     features: torch.Tensor | None = None
     has_speech: bool = False  # the last turn is spoken
+    spans: list[tuple[str, int, int]] = field(default_factory=list)  # (role, turn, tokens), in order
     words: list[Word] = field(default_factory=list)  # of the last clip, where the encoder can tell
 
 
@@ -98,10 +100,10 @@ class MostProcessor:
         spellings = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._special = re.compile("|".join(re.escape(token) for token in spellings))
         self._spellings: dict[int, str] = {}
-        self.max_frames = config.max_position_embeddings  # longest clip that is worth encoding
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """Ids and features of a conversation up to where the assistant speaks."""
+    def prompt(self, messages: Sequence[Message], max_frames: int | None = None) -> Prompt:
+        """Ids and features of a conversation up to where the assistant speaks. A clip of more than `max_frames` (by
+        default as many as the model has positions) is refused before it is encoded."""
         check_messages(messages)
         clips = [
             (message["role"], part)
@@ -110,37 +112,61 @@ class MostProcessor:
             for part in message["content"]
             if part["type"] == "audio"
         ]
-        text = self.tokenizer.apply_chat_template(
-            [{**m, "content": self._for_template(m["content"])} for m in messages],
-            chat_template=self.tokenizer.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        turns = [{**m, "content": self._for_template(m["content"])} for m in messages]
+        text = self._render(turns, add_generation_prompt=True)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = self._ends(turns, text)
+        roles = [(m["role"], turn) for turn, m in enumerate(messages)] + [("assistant", len(messages))]
+        counts = [0] * len(roles)
         ids: list[int] = []
         features: list[torch.Tensor] = []
         words: list[Word] = []
         remaining = iter(clips)
-        for token in self.tokenizer.encode(text, add_special_tokens=False):
+        for token, (position, _) in zip(encoding["input_ids"], encoding["offset_mapping"]):
+            before = len(ids)
             ids.append(token)
-            if token not in (self.tokens.wave_start, self.tokens.audio_start):
-                continue
-            role, part = next(remaining)
-            if self.encoder is None:
-                raise ValueError("this model was loaded without a speech encoder: give text, or add speech_encoder/")
-            encoded = self._encode(part)
-            if role == "assistant":
-                ids += [self.tokens.first_unit + unit for unit in encoded.units.tolist()]
-            else:
-                ids += [self.tokens.frame] * len(encoded.features)
-                features.append(encoded.features)
-                words = encoded.words
+            if token in (self.tokens.wave_start, self.tokens.audio_start):
+                role, part = next(remaining)
+                encoded = self._encode(part, max_frames)
+                if role == "assistant":
+                    ids += [self.tokens.first_unit + unit for unit in encoded.units.tolist()]
+                else:
+                    ids += [self.tokens.frame] * len(encoded.features)
+                    features.append(encoded.features)
+                    words = encoded.words
+            counts[bisect_right(ends, position)] += len(ids) - before
         last = messages[-1]["content"]
         spoken = not isinstance(last, str) and any(part["type"] == "audio" for part in last)
-        return Prompt(ids, torch.cat(features) if features else None, spoken, words if spoken else [])
+        return Prompt(
+            ids,
+            features=torch.cat(features) if features else None,
+            has_speech=spoken,
+            words=words if spoken else [],
+            spans=[(role, turn, count) for (role, turn), count in zip(roles, counts)],
+        )
 
-    def _encode(self, part: dict[str, Any]) -> Encoded:
+    def _render(self, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            turns,
+            chat_template=self.tokenizer.chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _ends(self, turns: list[dict[str, Any]], text: str) -> list[int]:
+        """Where each turn ends in the rendered text; of a template that rewrites earlier turns, as far as known."""
+        ends = []
+        for count in range(1, len(turns) + 1):
+            part = self._render(turns[:count], add_generation_prompt=False)
+            ends.append(len(part) if text.startswith(part) else ends[-1] if ends else 0)
+        return ends
+
+    def _encode(self, part: dict[str, Any], max_frames: int | None) -> Encoded:
+        if self.encoder is None:
+            raise ValueError("this model was loaded without a speech encoder: give text, or add speech_encoder/")
         wave = check_waveform(part["audio"], part.get("sampling_rate", SAMPLE_RATE))
-        seconds, room = len(wave) / SAMPLE_RATE, self.max_frames / self.config.audio_rate_hz
+        frames = max_frames or self.config.max_position_embeddings
+        seconds, room = len(wave) / SAMPLE_RATE, frames / self.config.audio_rate_hz
         if seconds > room:  # before the encoder spends its time on it
             raise ValueError(
                 f"a clip of {seconds:.0f} s does not fit the context, which holds {room:.0f} s of speech: cut it, or "

@@ -38,22 +38,28 @@ def check_waveform(waveform: np.ndarray | torch.Tensor, sampling_rate: int) -> n
     8, 16 and 32 bit integers are scaled by their full range (uint8 is centred on 128, as in WAV files); floats are
     taken as they are, but a sound that peaks above 1 is divided by its peak, which distorts less than clipping.
     """
-    if isinstance(waveform, torch.Tensor):
-        waveform = waveform.detach().cpu()
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
-    samples = _mono(_scaled(np.asarray(waveform)))
-    rate = _checked_rate(sampling_rate)
+    samples, rate = mono_samples(waveform, sampling_rate), int(sampling_rate)
     if len(samples) == 0:
         raise ValueError("the waveform is empty: record at least a moment of sound")
-    if not np.isfinite(samples).all():
-        where = int(np.flatnonzero(~np.isfinite(samples))[0])
-        raise ValueError(f"the waveform holds {samples[where]} at sample {where}: replace it with a finite number")
     if rate != SAMPLE_RATE:
         common = math.gcd(rate, SAMPLE_RATE)
         samples = resample_poly(samples, SAMPLE_RATE // common, rate // common)
     # After resampling, which can overshoot. The peak is measured in float64, where no float32 sum overflows.
     peak = float(np.abs(samples).max())
     return (samples / peak if peak > 1 else samples).astype(np.float32)
+
+
+def mono_samples(waveform: np.ndarray | torch.Tensor, sampling_rate: int) -> np.ndarray:
+    """The part of `check_waveform` that looks at each sample alone: one channel in float64, at the rate it came."""
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().cpu()
+        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+    samples = _mono(_scaled(np.asarray(waveform)))
+    _check_rate(sampling_rate)
+    if not np.isfinite(samples).all():
+        where = int(np.flatnonzero(~np.isfinite(samples))[0])
+        raise ValueError(f"the waveform holds {samples[where]} at sample {where}: replace it with a finite number")
+    return samples
 
 
 def _scaled(samples: np.ndarray) -> np.ndarray:
@@ -79,13 +85,12 @@ def _mono(samples: np.ndarray) -> np.ndarray:
     return samples.mean(axis=channels) if samples.size else samples.reshape(-1)
 
 
-def _checked_rate(sampling_rate: int) -> int:
+def _check_rate(sampling_rate: int) -> None:
     low, high = RATES
     if not isinstance(sampling_rate, Real) or sampling_rate % 1 != 0:
         raise ValueError(f"sampling rate {sampling_rate} is not a whole number: give samples per second")
     if not low <= sampling_rate <= high:
         raise ValueError(f"sampling rate {sampling_rate} is outside {low}..{high}: resample to {SAMPLE_RATE} first")
-    return int(sampling_rate)
 
 
 class Word(NamedTuple):

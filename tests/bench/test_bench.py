@@ -38,10 +38,10 @@ def test_an_unquantized_model_weighs_what_is_planned():
 
 
 def test_the_gpu_bench_rehearses_on_a_cpu(capsys):
-    found = figures(capsys, "gpu", "--rehearse", "--skip-nf4", "--skip-compile")
+    found = figures(capsys, "gpu", "--rehearse", "--skip-nf4")
     expected = {"bf16_tokens_per_s_b1", "bf16_tokens_per_s_b8", "ratio_hf_b1", "prefill_tokens_per_s", "load_s"}
     assert expected <= set(found)
-    assert found["same_as_generate_32"] > 0.8
+    assert found["top1_agreement"] > 0.9
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
