@@ -12,7 +12,7 @@ export GRADIO_ANALYTICS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run test lint format bench system clean help
+.PHONY: run test lint format bench clean
 
 run: $(USER_READY)
 	$(BIN)/python app.py $(ARGS)
@@ -34,13 +34,18 @@ bench: $(DEV_READY)
 	$(BIN)/python -m bench decode
 	$(BIN)/python -m bench moe
 
-$(VENV)/bin/python:
+# A stamp, not the interpreter: a set-up that breaks half-way is started again.
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11: install Python >= 3.11, or say make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@PYTHON=$(PYTHON) .ci/system-packages
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "error: $(PYTHON) cannot make virtual environments: install its venv package (Debian: python3-venv)"; exit 1; }
+	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(USER_READY): requirements.txt | $(VENV)/bin/python
-	@.ci/system-packages
+$(USER_READY): requirements.txt | $(VENV)/.made
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.txt
 	@touch $@
 

@@ -21,6 +21,8 @@ def build(most: Most, trained: bool) -> gr.Blocks:
     """A Blocks page over a loaded model."""
     settings = GenerationSettings() if trained else GenerationSettings(max_sentence_units=75, max_sentence_tokens=12)
 
+    options = {"settings": settings, "record_routing": bool(most.config.moe_layers)}
+
     def ask(text: str, recording: tuple[int, np.ndarray] | None) -> tuple[str, str, tuple[int, np.ndarray] | None, Any]:
         """Answer a typed or spoken question: (heard, answer, sound, timings)."""
         try:
@@ -28,9 +30,9 @@ def build(most: Most, trained: bool) -> gr.Blocks:
                 rate, samples = recording
                 if len(samples) > MAX_SECONDS * rate:
                     raise gr.Error(f"The recording is longer than {MAX_SECONDS} s: cut it.")
-                reply = most.answer(np.asarray(samples), sampling_rate=rate, settings=settings, record_routing=True)
+                reply = most.answer(np.asarray(samples), sampling_rate=rate, **options)
             elif text.strip():
-                reply = most.answer(text, settings=settings, record_routing=True)
+                reply = most.answer(text, **options)
             else:
                 raise gr.Error("Type a question or give a recording.")
         except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from most_core.generation import GenerationSettings, TokenLoop
 from most_core.model import MostForCausalLM
 from most_core.trace import RoutingRecorder
 
-PROMPT, TOKENS = 64, 128
+PROMPT, TOKENS, LONG = 64, 128, 256
 BACKENDS = ("most", "eager", "grouped_mm", "batched_mm")
 
 
@@ -31,15 +32,13 @@ def run(args: argparse.Namespace) -> Report:
     model.generation_config.eos_token_id = None
     prompt = torch.randint(3, config.tokens.first_unit, (1, PROMPT))
     loop = TokenLoop(LeanDecoder(model))
-    settings = GenerationSettings(max_new_tokens=TOKENS, stop_ids=(-1,))
 
-    def lean(recorder: RoutingRecorder | None = None) -> list[int]:
+    def lean(recorder: RoutingRecorder | None = None, tokens: int = TOKENS) -> list[int]:
+        settings = GenerationSettings(max_new_tokens=tokens, stop_ids=(-1,))
         generation = loop.start(prompt[0].tolist(), settings, recorder=recorder)
         while loop.step([generation]):
             pass
         loop.finish(generation)
-        if recorder is not None:
-            recorder.finish()
         return [token.id for token in generation.tokens]
 
     def hugging_face() -> list[int]:
@@ -57,8 +56,14 @@ def run(args: argparse.Namespace) -> Report:
         report.figures[f"ratio_hf_{threads}t"] = median_ratio(seconds["lean"], seconds["hf"])
         report.notes.append(f"generate() ran with its fastest expert backend here: {backend} at {threads} thread(s)")
     torch.set_num_threads(1)
-    seconds = interleaved({"plain": lean, "recorded": lambda: lean(RoutingRecorder(config))}, 20)
+    runs = {"plain": lambda: lean(None, LONG), "recorded": lambda: lean(RoutingRecorder(config), LONG)}
+    seconds = interleaved(runs, 20)
     report.figures["trace_cost"] = median_ratio(seconds["plain"], seconds["recorded"]) - 1
+    recorder = RoutingRecorder(config)
+    lean(recorder, LONG)
+    start = time.perf_counter()
+    recorder.finish()
+    report.figures["trace_finish_us_per_token"] = (time.perf_counter() - start) / (PROMPT + LONG) * 1e6
     report.notes.append(f"{PROMPT} prompt tokens, {TOKENS} generated, greedy, float32, the same tokens from both")
     return report
 

@@ -114,20 +114,27 @@ def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], wher
 @contextmanager
 def written_whole(dst: Path) -> Iterator[Path]:
     """A temporary sibling of `dst` to write a file or folder to; it becomes `dst` only if nothing goes wrong."""
+    dst = dst.resolve()  # "." has no name and no siblings
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         raise ValueError(f"{dst} exists already: remove it or choose another destination")
-    new_parent = not dst.parent.exists()
-    dst.parent.mkdir(parents=True, exist_ok=True)
+    new_parents = [folder for folder in dst.parents if not folder.exists()]  # innermost first
     partial = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
     try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        os.replace(partial, dst)
+        if dst.is_dir() and dst.samefile("."):  # replaced, it would be gone from under whoever works in it
+            for item in list(partial.iterdir()):
+                os.replace(item, dst / item.name)
+        else:
+            os.replace(partial, dst)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
-        if new_parent and not any(dst.parent.iterdir()):
-            dst.parent.rmdir()
+        elif partial.exists():
+            partial.unlink()
+        for folder in new_parents:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 class ShardWriter:

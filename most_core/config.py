@@ -110,6 +110,7 @@ class MostConfig(DeepseekV2Config):
                 f"vocab_size {self.vocab_size} is smaller than the {self.tokens.size} ids of the token table: "
                 f"raise vocab_size to at least {self.tokens.size}"
             )
+        self._check_tokens()
         if not self.uses_experts:
             return
         if self.num_experts_per_tok is None:
@@ -127,6 +128,24 @@ class MostConfig(DeepseekV2Config):
                         f"{name}_expert_indices name expert {bad}, but there are only "
                         f"{self.n_routed_experts} (0..{self.n_routed_experts - 1})"
                     )
+
+    def _check_tokens(self) -> None:
+        if self.tokens is None:
+            return
+        for name, number in self.token_table.items():
+            if number < 0:
+                raise ValueError(f"{name} of the token table is {number}: give a number from 0 on")
+        units = range(self.tokens.first_unit, self.tokens.first_unit + self.tokens.num_units)
+        markers: dict[int, str] = {}
+        for name, token in self.token_table.items():
+            if name in ("first_unit", "num_units"):
+                continue
+            if token in units or token in markers:
+                other = markers.get(token, "one of the units")
+                raise ValueError(f"{name} of the token table has id {token}, as has {other}: give each its own id")
+            markers[token] = name
+        if self.eos_token_id is None:
+            raise ValueError("eos_token_id is None although there is a token table: give the id that ends a reply")
 
     @property
     def tokens(self) -> TokenTable | None:

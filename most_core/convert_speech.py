@@ -11,7 +11,7 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from most_core.checkpoint_files import load_content, load_exactly, load_weights, read_json, written_whole
-from most_core.speech import SAMPLE_RATE, Quantizer, feature_extractor
+from most_core.speech import SAMPLE_RATE, Quantizer, feature_extractor, load_hubert
 from most_core.vocoder import UnitHifiGan, VocoderConfig, write_vocoder
 
 # -- encoder -----------------------------------------------------------------------------------------------------------
@@ -71,10 +71,7 @@ def _transformers_hubert(src: Path) -> HubertModel:
     kind = read_json(src / "config.json").get("model_type")
     if kind != "hubert":
         raise ValueError(f"{src / 'config.json'} has model_type {kind!r}, expected 'hubert'")
-    model, loading = HubertModel.from_pretrained(src, output_loading_info=True)
-    if loading["missing_keys"]:
-        raise ValueError(f"{src}: tensor {min(loading['missing_keys'])} is missing: the checkpoint is not complete")
-    return model
+    return load_hubert(src)
 
 
 def _fairseq_hubert(src: Path, strides: list[int] | None, heads: int | None) -> HubertModel:
@@ -159,15 +156,25 @@ def _centroids(src: Path) -> torch.Tensor:
         )
     if not src.is_file():
         raise FileNotFoundError(f"{src} is missing: give an existing file")
-    content = np.load(src, allow_pickle=False) if src.suffix == ".npy" else load_content(src)
+    content = _npy(src) if src.suffix == ".npy" else load_content(src)
     values = list(content.values()) if isinstance(content, dict) else [content]
     tables = [torch.as_tensor(value) for value in values if isinstance(value, np.ndarray | torch.Tensor)]
     tables = [table for table in tables if table.ndim == 2 and table.is_floating_point()]
     if len(tables) != 1:
         raise ValueError(f"{src} holds {len(tables)} float matrices, expected one with a centroid a row")
+    if not tables[0].numel():
+        raise ValueError(f"{src} holds no centroids, its shape is {list(tables[0].shape)}: export them again")
     if not tables[0].isfinite().all():
         raise ValueError(f"{src} holds centroids that are not finite: export them again")
     return tables[0].float()
+
+
+def _npy(src: Path) -> np.ndarray:
+    with src.open("rb") as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except Exception:  # a damaged header can raise anything
+            raise ValueError(f"{src} is damaged or holds no array of numbers: np.save a float array again") from None
 
 
 # -- vocoder -----------------------------------------------------------------------------------------------------------
@@ -211,6 +218,8 @@ def _vocoder_config(settings: dict[str, Any], path: Path) -> VocoderConfig:
     if str(settings.get("resblock", "1")) != "1":
         raise ValueError(f"{path}: resblock type {settings['resblock']} is not supported, only type 1")
     duration = settings.get("dur_predictor_params") or {}
+    if not isinstance(duration, dict):
+        raise ValueError(f"{path}: dur_predictor_params {duration!r} is not an object with settings: correct it")
     try:
         if settings.get("model_in_dim", settings["embedding_dim"]) != settings["embedding_dim"]:
             raise ValueError(
@@ -220,7 +229,7 @@ def _vocoder_config(settings: dict[str, Any], path: Path) -> VocoderConfig:
         if duration and duration["var_pred_kernel_size"] != 3:
             kernel = duration["var_pred_kernel_size"]
             raise ValueError(f"{path}: var_pred_kernel_size {kernel} is not supported, only 3")
-        return VocoderConfig(
+        shape = dict(
             num_units=settings["num_embeddings"],
             embedding_dim=settings["embedding_dim"],
             upsample_rates=settings["upsample_rates"],
@@ -234,6 +243,10 @@ def _vocoder_config(settings: dict[str, Any], path: Path) -> VocoderConfig:
         )
     except KeyError as error:
         raise ValueError(f"{path}: the setting {error.args[0]} is missing") from None
+    try:
+        return VocoderConfig(**shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -208,6 +208,7 @@ class TokenLoop:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
+        self._tokens = decoder.config.tokens
         self._free = list(reversed(range(decoder.slots)))
         self._slots = threading.Condition()
         self._gathering = threading.Lock()
@@ -302,22 +303,21 @@ class TokenLoop:
         if going:
             with self.decoder.lock:
                 logits = self.decoder.step([g.slot for g, _ in going], [t.id for _, t in going]).cpu()
-                self._record(going)
+                if any(g.recorder is not None for g, _ in going):
+                    self._record(going)
             for row, (g, _) in zip(logits, going):
                 g.logits = row
         return made
 
     def _record(self, going: list[tuple[Generation, Token]]) -> None:
-        if all(g.recorder is None for g, _ in going):
-            return
-        (probs, choice), tokens = self.decoder.routing(), self.decoder.config.tokens
+        probs, choice = self.decoder.routing()
+        tokens = self._tokens
         for row, (g, token) in enumerate(going):
-            if g.recorder is not None:
-                audio = int(tokens is not None and tokens.is_audio(token.id))
-                mine = (probs, choice) if len(going) == 1 else (probs[:, row, None], choice[:, row, None])
-                token.recorded = g.recorder.record(
-                    mine[0], [token.id], [audio], "assistant", g.turn, indices_LNK=mine[1]
-                )
+            if g.recorder is None:
+                continue
+            mine = (probs, choice) if len(going) == 1 else (probs[:, row, None], choice[:, row, None])
+            audio = tokens is not None and tokens.is_audio(token.id)
+            token.recorded = g.recorder.record_token(mine[0], token.id, audio, g.turn, mine[1])
 
     def finish(self, generation: Generation) -> None:
         """Give the generation's slot back; a second time does nothing."""

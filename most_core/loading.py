@@ -49,10 +49,7 @@ def load(
         raise FileNotFoundError(f"there is no folder {folder}: give a MoST checkpoint folder, such as assets/nano")
     device = choose_device(device)
     model = load_decoder(folder, device=device, dtype=dtype, quantize=quantize, **placement)
-    try:
-        encoder = SpeechEncoder.load(folder, device) if (folder / "speech_encoder").is_dir() else None
-    except SafetensorError as error:
-        raise ValueError(f"the speech encoder in {folder} is damaged ({error}): copy it again") from None
+    encoder = SpeechEncoder.load(folder, device) if (folder / "speech_encoder").is_dir() else None
     vocoder = Vocoder.load(folder, device) if (folder / "vocoder").is_dir() else None
     processor = MostProcessor(model.config, load_tokenizer(folder), encoder)
     _check_speech_parts(folder, model.config, encoder, vocoder)
@@ -80,8 +77,9 @@ def untrained(preset: str = "nano", seed: int = 0, *, slots: int = 4) -> Most:
     config = MostConfig.preset(preset)
     if preset == "lite":
         raise ValueError("an untrained lite model weighs 31.6 GB and helps nobody: use 'nano' or 'tiny'")
-    torch.manual_seed(seed)
-    model = MostForCausalLM(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MostForCausalLM(config).eval()
     tokenizer = train_small_tokenizer([PRIMER], config)
     encoder = untrained_encoder(config.speech_feature_size, config.tokens.num_units, seed)
     vocoder = untrained_vocoder(config.tokens.num_units, seed)
@@ -130,8 +128,8 @@ def load_decoder(
     options: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True}
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize, dtype)
-    if device_map is not None:
-        options["device_map"] = device_map
+    if device_map is not None or max_memory is not None or offload_folder is not None:
+        options["device_map"] = device_map or "auto"
         options["max_memory"] = max_memory
         if offload_folder is not None:
             options["offload_folder"] = str(offload_folder)
@@ -144,7 +142,7 @@ def load_decoder(
 
 
 def choose_device(device: str) -> str:
-    """ "auto" is the first GPU, else the CPU; a device that is not there is an error."""
+    """What "auto" means here (the first GPU, else the CPU), or the device asked for if it is there."""
     device = str(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -159,6 +157,10 @@ def choose_device(device: str) -> str:
         raise ValueError(f"device {device!r} was asked for, but torch finds no Apple GPU: use device='cpu'")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no GPU: use device='cpu'")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} was asked for, but there are {torch.cuda.device_count()} GPUs: use 'cuda:0'"
+        )
     return device
 
 

@@ -8,14 +8,13 @@ chose another expert.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from most_core.checkpoint_files import load_weights
+from most_core.checkpoint_files import load_weights, read_json
 from most_core.config import MostConfig
 from most_core.convert import read_upstream_state
 from most_core.model import MostForCausalLM, MostMoe
@@ -23,12 +22,20 @@ from most_core.router import balance_loss
 
 TOLERANCE = 1e-4
 IGNORED_LABELS = 8  # the recording ignored the first eight positions
+RECORDED = ("input_ids", "modality_marks", "logits", "train.loss", "train.grad.embed_norm")
+RECORDED_PER_LAYER = ("topk_index", "topk_weight", "moe_input", "moe_output", "aux_loss", "gate_grad")
 
 
 def compare(config: MostConfig, state: Mapping[str, torch.Tensor], io: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Largest absolute difference of each recorded quantity; `expert choice` counts the tokens that differ."""
     config.aux_loss_form = "upstream"
-    model = read_upstream_state(MostForCausalLM(config), state).float()
+    for name in (*RECORDED, *(f"layer{i}.{name}" for i in config.moe_layers for name in RECORDED_PER_LAYER)):
+        if name not in io:
+            raise ValueError(f"tensor {name} is missing from IO: give the recording that belongs to CONFIG")
+    try:
+        model = read_upstream_state(MostForCausalLM(config), state).float()
+    except ValueError as error:
+        raise ValueError(f"WEIGHTS do not belong to CONFIG: {error}") from None
     moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if isinstance(layer.mlp, MostMoe)}
     ids, modality = io["input_ids"], io["modality_marks"]
     labels = ids.clone()
@@ -72,15 +79,22 @@ def compare(config: MostConfig, state: Mapping[str, torch.Tensor], io: Mapping[s
     return differences
 
 
+def _read_config(path: Path) -> MostConfig:
+    settings = read_json(path)
+    try:
+        return MostConfig(**settings)
+    except Exception as error:  # strict fields, our checks and plain arithmetic each raise their own kind
+        raise ValueError(f"{path} describes no model: {' '.join(str(error).split())}") from None
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m most_core.parity", description=__doc__.split("\n")[0])
     for name in ("config", "weights", "io"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args(argv)
     try:
-        config = MostConfig(**json.loads(args.config.read_text()))
-        differences = compare(config, load_weights(args.weights), load_weights(args.io))
-    except (OSError, ValueError, KeyError) as error:
+        differences = compare(_read_config(args.config), load_weights(args.weights), load_weights(args.io))
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     failed = [name for name, gap in differences.items() if not gap <= TOLERANCE]

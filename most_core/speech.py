@@ -9,7 +9,9 @@ Shapes: T frames (25 a second), D encoder width, K clusters, V characters.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import pickle
 from dataclasses import dataclass
 from itertools import groupby
 from numbers import Real
@@ -19,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.signal import resample_poly
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
@@ -274,9 +277,11 @@ class SpeechEncoder:
             if not (part / name).is_file():
                 raise FileNotFoundError(f"{part / name} is missing: {folder} holds no complete speech encoder")
         preprocessor = read_json(part / "preprocessor_config.json")
-        model = HubertModel.from_pretrained(part, dtype=torch.float32).to(device)
+        model = load_hubert(part, dtype=torch.float32).to(device)
         quantizer = Quantizer.load(Path(folder) / "units.safetensors", device)
-        ctc = _load_ctc(part, quantizer.layer, device) if (part / "ctc.safetensors").is_file() else None
+        ctc = None
+        if (part / "ctc.safetensors").is_file():
+            ctc = _load_ctc(part, model.config.hidden_size, quantizer.layer, device)
         return cls(model, quantizer, ctc, do_normalize=bool(preprocessor.get("do_normalize", True)))
 
 
@@ -285,25 +290,67 @@ def feature_extractor(do_normalize: bool) -> Wav2Vec2FeatureExtractor:
     return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=do_normalize, return_attention_mask=False)
 
 
-def _load_ctc(part: Path, default_layer: int, device: str | torch.device) -> CtcHead:
+def load_hubert(folder: Path, dtype: torch.dtype | None = None) -> HubertModel:
+    """A transformers HubertModel folder. What transformers would fill with random numbers is a ValueError here."""
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)  # or it would print a table of what the errors below say in a line
+    try:
+        model, found = HubertModel.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / 'config.json'} describes no HuBERT: {' '.join(str(error).split())}") from None
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the speech encoder in {folder} is damaged or not complete ({reason}): fetch it again"
+        ) from None
+    finally:
+        log.setLevel(level)
+    for name in sorted(found["missing_keys"] - {"masked_spec_embed"}):  # which only training uses
+        raise ValueError(f"{folder}: tensor {name} is missing: the checkpoint is not complete")
+    for name, shape, expected in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"{folder}: tensor {name} has shape {list(shape)}, config.json asks for {list(expected)}: "
+            "they do not belong together"
+        )
+    if "masked_spec_embed" in found["missing_keys"]:
+        torch.nn.init.zeros_(model.masked_spec_embed)
+    return model
+
+
+def _load_ctc(part: Path, width: int, default_layer: int, device: str | torch.device) -> CtcHead:
     if not (part / "vocab.json").is_file():
         raise FileNotFoundError(f"{part / 'vocab.json'} is missing: the CTC head beside it needs its characters")
     tensors, metadata = _read_safetensors(part / "ctc.safetensors")
-    vocab: dict[str, int] = read_json(part / "vocab.json")
-    if sorted(vocab.values()) != list(range(len(tensors["weight"]))) or vocab.get(BLANK) != 0:
+    for name in ("weight", "bias"):
+        if name not in tensors:
+            raise ValueError(f"{part / 'ctc.safetensors'} lacks the tensor {name}: copy the CTC head again")
+    weight, bias = (tensors[name].float().to(device) for name in ("weight", "bias"))
+    if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"{part / 'vocab.json'} must number its {len(vocab)} characters 0..{len(tensors['weight']) - 1} as the CTC "
+            f"{part / 'ctc.safetensors'} has weight {list(weight.shape)} and bias {list(bias.shape)}, expected "
+            f"[characters, {width}] and [characters]: use a CTC head of this encoder"
+        )
+    vocab: dict[str, int] = read_json(part / "vocab.json")
+    whole = all(isinstance(index, int) for index in vocab.values())
+    if not whole or sorted(vocab.values()) != list(range(len(weight))) or vocab.get(BLANK) != 0:
+        raise ValueError(
+            f"{part / 'vocab.json'} must number its {len(vocab)} characters 0..{len(weight) - 1} as the CTC "
             f"head's rows, {BLANK!r} first"
         )
-    weight, bias = (tensors[name].float().to(device) for name in ("weight", "bias"))
     return CtcHead(weight, bias, vocab, int(metadata.get("layer", default_layer)))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the checkpoint folder is not complete")
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not complete ({error}): fetch it again") from None
 
 
 def untrained_encoder(feature_size: int, num_units: int, seed: int = 0) -> SpeechEncoder:

@@ -69,7 +69,7 @@ class _HostCopies:
 
     def add(self, tensor: torch.Tensor) -> None:
         if not tensor.is_cuda:
-            self._copies.append(tensor.clone())
+            self._copies.append(tensor.clone() if tensor.device.type == "cpu" else tensor.cpu())
             return
         pinned = self._spare.pop() if self._spare else None
         if pinned is None or pinned.numel() < tensor.numel():
@@ -121,8 +121,8 @@ class RoutingRecorder:
         self._count = self._settled = 0
         self._frames: dict[tuple[str, int], int] = {}
         self._notes: dict[int, dict[str, Any]] = {}
-        self._blocks = [self._rows([], [torch.empty(len(layers), 0, E)], [])]
-        self._drained = 1  # blocks; the first is empty, so that there is always something to concatenate
+        self._blocks: list[RoutingRows] = []
+        self._drained = 0  # blocks
 
     def record(
         self,
@@ -156,6 +156,16 @@ class RoutingRecorder:
         self._count += count
         return first
 
+    def record_token(
+        self, probs_L1E: torch.Tensor, token: int, audio: bool, turn: int, chosen_L1K: torch.Tensor
+    ) -> int:
+        """`record` of one generated token, without checks: it runs between any two tokens of a reply."""
+        self._probs.add(probs_L1E)
+        self._indices.add(chosen_L1K)
+        self._steps.append(((token,), (AUDIO if audio else TEXT,), "assistant", turn, True))
+        self._count += 1
+        return self._count - 1
+
     def annotate(self, token: int, **known: Any) -> None:
         """Set `text`, `start_s`, `end_s` or `logprob` of a token, before the `drain` that is to show it."""
         if not 0 <= token < self._count:
@@ -169,12 +179,12 @@ class RoutingRecorder:
         """The tokens recorded since the last drain."""
         self._settle()
         blocks, self._drained = self._blocks[self._drained :], len(self._blocks)
-        return self._annotated(concatenate([self._blocks[0], *blocks]))
+        return self._annotated(concatenate(blocks) if blocks else self._no_rows())
 
     def finish(self, *, model_hash: str = "", dtype: str = "", seed: int | None = None) -> RoutingTrace:
         """All tokens recorded so far, drained or not."""
         self._settle()
-        rows = vars(self._annotated(concatenate(self._blocks)))
+        rows = vars(self._annotated(concatenate(self._blocks) if self._blocks else self._no_rows()))
         return RoutingTrace(**rows, config=self._config, model_hash=model_hash, dtype=dtype, seed=seed)
 
     def _settle(self) -> None:
@@ -182,6 +192,9 @@ class RoutingRecorder:
             steps, self._steps = self._steps, []
             self._blocks.append(self._rows(steps, self._probs.take(), self._indices.take()))
             self._settled = self._count
+
+    def _no_rows(self) -> RoutingRows:
+        return self._rows([], [torch.empty(len(self._layers), 0, self._config.n_routed_experts)], [])
 
     def _rows(self, steps: list[tuple], probs_LNE: list[torch.Tensor], indices_LNK: list[torch.Tensor]) -> RoutingRows:
         counts = [len(step[0]) for step in steps]

@@ -1,4 +1,4 @@
-"""A routing trace as three Parquet tables, and back again exactly. The arrays are those of `most_core.trace`.
+"""A routing trace as three Parquet tables, and back again exactly. The arrays are those of `most_core.trace_rows`.
 
 Unknown numbers and empty expert slots are null on disk. Shapes: T tokens, L MoE layers, E routed experts,
 K experts per token, W ranked experts per token and layer.
@@ -41,6 +41,7 @@ NULLABLE |= {"expert", "weight", "unmasked_expert", "unmasked_weight"}
 
 def write_trace(prefix: str | Path, arrays: Mapping[str, np.ndarray | None], metadata: dict[str, str]) -> None:
     """Write `<prefix>.{tokens,routing,layers}.parquet`; none appears before all three are complete."""
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     tables = {"tokens": arrays, "routing": _routing_rows(arrays), "layers": _layer_rows(arrays)}
     metadata = {"schema_version": SCHEMA_VERSION, **metadata}
     with tempfile.TemporaryDirectory(prefix=".trace-", dir=Path(prefix).parent) as folder:

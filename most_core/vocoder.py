@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,13 @@ Units = Sequence[int] | np.ndarray | torch.Tensor
 OUTER_REACH = 3  # SeamlessM4THifiGan's first and last convolutions always have kernel 7
 MOST_UNITS_AT_ONCE = 250  # of one pass through the generator: 10 s at 25 Hz
 LONGEST_UNIT = 250  # frames; nothing spoken lasts longer, a bad duration predictor would
+# Types of a vocoder's settings, in words.
+KINDS = {
+    "int": "a positive whole number",
+    "bool": "true or false",
+    "tuple[int, ...]": "a list of positive whole numbers",
+    "tuple[tuple[int, ...], ...]": "a list of lists of positive whole numbers",
+}
 
 
 @dataclass
@@ -50,6 +58,10 @@ class VocoderConfig:
     duration_kernel_size: int = 3
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _is_kind(value, field.type):
+                raise ValueError(f"{field.name} {value!r} is not {KINDS[field.type]}: correct it")
         self.upsample_rates = tuple(self.upsample_rates)
         self.upsample_kernel_sizes = tuple(self.upsample_kernel_sizes)
         self.resblock_kernel_sizes = tuple(self.resblock_kernel_sizes)
@@ -91,7 +103,19 @@ class VocoderConfig:
                 f"{path} has the unknown setting {unknown[0]!r}: bring other people's vocoders in with "
                 "`python -m most_core.convert vocoder`"
             )
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    if kind.startswith("tuple["):
+        items = kind.removeprefix("tuple[").removesuffix(", ...]")
+        return isinstance(value, list | tuple) and all(_is_kind(item, items) for item in value)
+    if kind == "bool":
+        return isinstance(value, bool)
+    return type(value) is int and value > 0
 
 
 def receptive_field_samples(config: VocoderConfig) -> tuple[int, int]:

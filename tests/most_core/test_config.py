@@ -6,6 +6,8 @@ import torch
 from most_core import MostConfig, MostForCausalLM
 from most_core.config import TokenTable
 
+TABLE = vars(MostConfig.tiny().tokens)
+
 
 def meta_model(config):
     with torch.device("meta"):
@@ -111,7 +113,7 @@ def test_units_and_frames_are_audio_and_markers_are_text():
 
 
 def test_a_configuration_without_a_table_has_no_tokens():
-    assert MostConfig.tiny(token_table=None).tokens is None
+    assert MostConfig.tiny(token_table=None, eos_token_id=None).tokens is None
 
 
 # -- save and load -----------------------------------------------------------------------------------------------------
@@ -218,6 +220,10 @@ def test_dense_block_is_as_wide_as_the_experts_a_token_meets():
         ({"text_expert_indices": [], "audio_expert_indices": [1, 2]}, "hold 0 experts"),
         ({"num_experts_per_tok": None}, "num_experts_per_tok is not set"),
         ({"num_experts_per_tok": 5}, "hold 4 experts but every token takes 5"),
+        ({"token_table": {**TABLE, "frame": 260}}, "frame of the token table has id 260, as has one of the units"),
+        ({"token_table": {**TABLE, "frame": 288}}, "frame of the token table has id 288, as has audio_start"),
+        ({"token_table": {**TABLE, "wave_end": -1}}, "wave_end of the token table is -1"),
+        ({"eos_token_id": None}, "eos_token_id is None although there is a token table"),
     ],
 )
 def test_wrong_settings_are_told_what_and_why_in_one_line(settings, message):

@@ -429,6 +429,34 @@ def test_hubert_refusals(tmp_path, capsys):
     assert not dst.exists()
 
 
+def test_a_transformers_hubert_that_is_damaged_is_refused(tmp_path, capsys):
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    small_hubert().save_pretrained(src)
+    capsys.readouterr()
+    weights = src / "model.safetensors"
+    tensors, whole = load_file(weights), weights.read_bytes()
+    name = "encoder.layer_norm.bias"
+    save_file({**tensors, name: torch.zeros(25)}, weights, {"format": "pt"})
+    assert f"{name} has shape [25], config.json asks for [24]" in _last_line(capsys, "hubert", src, dst)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, weights, {"format": "pt"})
+    assert f"{name} is missing" in _last_line(capsys, "hubert", src, dst)
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "is damaged or not complete" in _last_line(capsys, "hubert", src, dst)
+    weights.write_bytes(whole)
+    settings = json.loads((src / "config.json").read_text())
+    (src / "config.json").write_text(json.dumps({**settings, "hidden_size": "wide"}))
+    assert "hidden_size" in _last_line(capsys, "hubert", src, dst)
+    assert not dst.exists()
+
+
+def _last_line(capsys, *argv):
+    """The line that a refused conversion prints after transformers' progress bar."""
+    assert main([str(arg) for arg in argv]) == 2
+    error = capsys.readouterr().err.rpartition("error: ")[2]
+    assert error.count("\n") == 1
+    return error
+
+
 # -- units -------------------------------------------------------------------------------------------------------------
 
 
@@ -453,12 +481,20 @@ def test_units_refusals(tmp_path, capsys):
     path.write_bytes(pickle.dumps({"cluster_centers_": 1}))
     assert "cluster_centers_), and give the .npy" in only_error(capsys, "units", path, dst, "--layer", 11)
     for content, words in (
-        (np.zeros((2, 3), object), "allow_pickle"),
+        (np.zeros((2, 3), object), "holds no array of numbers"),
+        (np.zeros((0, 3)), "holds no centroids, its shape is [0, 3]"),
         (np.zeros(3), "0 float matrices"),
         (np.full((2, 3), np.nan), "not finite"),
     ):
         np.save(tmp_path / "km.npy", content)
         assert words in only_error(capsys, "units", tmp_path / "km.npy", dst, "--layer", 11)
+    np.save(tmp_path / "km.npy", np.zeros((2, 3)))
+    whole = (tmp_path / "km.npy").read_bytes()
+    for content in (b"", b"garbage" * 9, whole[:-1], whole[:20], pickle.dumps([1])):
+        (tmp_path / "km.npy").write_bytes(content)
+        error = only_error(capsys, "units", tmp_path / "km.npy", dst, "--layer", 11)
+        assert "km.npy is damaged" in error
+        assert "pickle" not in error
     assert not dst.exists()
     untrained_encoder(12, 8).save(dst)
     (dst / "units.safetensors").unlink()
@@ -587,9 +623,41 @@ def test_vocoder_refusals(tmp_path, capsys):
     assert "resblock type 2" in refused(resblock="2")
     assert "conv_pre.bias has shape [16], the configuration expects [32]" in refused(upsample_initial_channel=32)
     assert "duration_predictor.conv1.weight is unexpected" in refused(dur_predictor_params=None)
+    assert "embedding_dim 'x' is not a positive whole number" in refused(embedding_dim="x", model_in_dim="x")
+    assert "upsample_rates None is not a list" in refused(upsample_rates=None)
+    assert "dur_predictor_params 'yes' is not an object" in refused(dur_predictor_params="yes")
     config.write_text(json.dumps({"embedding_dim": 12}))
     assert "the setting num_embeddings is missing" in only_error(capsys, "vocoder", path, config, dst)
     del state["ups.1.weight_g"]
     torch.save({"generator": state}, path)
     assert "ups.1.weight_g is missing" in refused()
     assert not dst.exists()
+
+
+# -- written whole -----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_removes_every_folder_it_made(tmp_path):
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(FileNotFoundError), checkpoint_files.written_whole(tmp_path / "kept" / "a" / "b" / "c"):
+        pass  # wrote nothing
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), checkpoint_files.written_whole(tmp_path / "file" / "a" / "b"):
+        pass
+    with checkpoint_files.written_whole(tmp_path / "kept" / "a" / "b" / "c") as partial:
+        partial.write_text("x")
+    assert (tmp_path / "kept" / "a" / "b" / "c").read_text() == "x"
+
+
+def test_the_working_folder_can_be_written_to_and_stays_the_same_folder(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with checkpoint_files.written_whole(Path(".")) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text("{}")
+    assert [path.name for path in Path(".").iterdir()] == ["config.json"]
+    assert list(tmp_path.rglob("*")) == [here, here / "config.json"]
+    with pytest.raises(ValueError, match="here exists already"), checkpoint_files.written_whole(Path(".")):
+        pass

@@ -1,5 +1,7 @@
 """The lean decoder and the module decoder say what the model says, for every shape of model and batch."""
 
+import threading
+
 import pytest
 import torch
 
@@ -472,3 +474,34 @@ def test_modality_of_the_prompt_follows_from_its_ids(model, decoder):
     audio = modality_of(torch.tensor(MIXED_ROW), TOKENS).bool()
     assert (choice[:, audio] >= 4).all()
     assert (choice[:, ~audio] < 4).all()
+
+
+def test_nothing_of_a_poisoned_conversation_is_left_after_reset(model):
+    decoder = LeanDecoder(model, slots=2)
+    decoder.prefill(0, list(range(3, 43)))
+    decoder.cache[:, 0, 30] = float("nan")
+    decoder.reset(0)
+    decoder.prefill(0, [5, 6])
+    decoder.prefill(1, list(range(3, 60)))
+    logits = decoder.step([0, 1], [7, 8])
+    assert torch.isfinite(logits).all()
+
+
+def test_biases_of_the_blocks_are_obeyed(make_model):
+    model = make_model(mlp_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    decoder = LeanDecoder(model)
+    decoder.prefill(0, [5, 6])
+    expected = model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    torch.testing.assert_close(decoder.step([0], [7])[0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [LeanDecoder, ModuleDecoder])
+def test_a_cancelled_prefill_stops_before_its_next_chunk(model, kind):
+    decoder, cancel = kind(model), threading.Event()
+    cancel.set()
+    assert decoder.prefill(0, [5] * 20, None, cancel) is None
+    assert decoder.length(0) == 0

@@ -506,3 +506,27 @@ def test_two_batches_at_once_do_not_wait_for_each_other_for_ever(model):
     for thread in threads:
         thread.join(timeout=30)
     assert results == [alone] * 4
+
+
+def test_a_cancelled_prefill_ends_as_cancelled_and_frees_its_slot(model):
+    loop, cancel = TokenLoop(LeanDecoder(model)), threading.Event()
+    cancel.set()
+    generation = loop.start(list(range(3, 40)), cancel=cancel)
+    assert generation.finish_reason == "cancelled"
+    loop.finish(generation)
+    assert loop.run([[5]], GenerationSettings(max_new_tokens=2))
+
+
+def test_top_p_looks_beyond_its_head_where_the_distribution_is_flat(monkeypatch):
+    monkeypatch.setattr("most_core.generation.HEAD", 4)
+    logits = torch.zeros(200)
+    sampler = Sampler(GenerationSettings(temperature=1.0, top_p=0.9, seed=0), [], 200)
+    assert len({sampler.pick(logits, None)[0] for _ in range(300)}) > 100
+
+
+def test_a_text_reply_is_not_cut_like_a_spoken_sentence():
+    options = GenerationSettings(speak=False, max_sentence_tokens=2)
+    grammar = ReplyGrammar(CONFIG, SPECIAL, options)
+    for _ in range(50):
+        assert 70 in permitted(grammar)
+        grammar.advance(70)

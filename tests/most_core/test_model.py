@@ -1,6 +1,7 @@
 """The decoder: parity with the public code and with DeepSeek-V2, caches, speech as input, HF's own interfaces."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,38 @@ def test_parity_names_a_damaged_file_in_one_line(tmp_path, capsys):
     assert parity.main([str(GOLDEN_FILES[0]), str(damaged), str(GOLDEN_FILES[2])]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in lines if line.startswith("error:") and "weights.safetensors" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "message"),
+    [
+        (1, "lm_head.weight", "WEIGHTS do not belong to CONFIG: .* lm_head.weight is missing"),
+        (2, "modality_marks", "tensor modality_marks is missing from IO"),
+        (2, "layer2.gate_grad", "tensor layer2.gate_grad is missing from IO"),
+    ],
+)
+def test_parity_names_a_missing_tensor_and_its_file_in_one_line(changed, name, message, tmp_path, capsys):
+    argv = [str(path) for path in GOLDEN_FILES]
+    tensors = load_file(argv[changed])
+    del tensors[name]
+    argv[changed] = str(tmp_path / "less.safetensors")
+    save_file(tensors, argv[changed])
+    assert parity.main(argv) == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"hidden_size": "wide"}', '{"num_attention_heads": 0}'])
+def test_parity_names_a_malformed_configuration_in_one_line(content, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    assert parity.main([str(path) for path in (tmp_path / "config.json", *GOLDEN_FILES[1:])]) == 2
+    assert re.fullmatch(r"error: .*config\.json .*\n", capsys.readouterr().err)
+
+
+def test_the_description_of_the_recording_names_every_tensor():
+    text = re.sub(r"layer{i}", "layer1", (GOLDEN / "README.md").read_text())
+    with safe_open(GOLDEN_FILES[2], "pt") as file:
+        names = [name for name in file.keys() if not name.startswith(("layer2", "layer3"))]  # noqa: SIM118
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])

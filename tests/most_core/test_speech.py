@@ -1,10 +1,11 @@
 import json
+import logging
 import time
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from most_core.speech import (
     SAMPLE_RATE,
@@ -172,6 +173,67 @@ def test_an_incomplete_or_wrong_folder_says_so(encoder, tmp_path):
         SpeechEncoder.load(tmp_path)
 
 
+def rewrite(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+NORM = "encoder.layer_norm.weight"
+POS_CONV = "encoder.pos_conv_embed.conv."
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(NORM), rf"tensor {NORM} is missing"),
+        (lambda t: t.update({NORM: torch.ones(25)}), rf"{NORM} has shape \[25\], config.json asks for \[24\]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_never_drawn_at_random(
+    encoder, tmp_path, change, message, monkeypatch, caplog
+):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    encoder.save(tmp_path)
+    rewrite(tmp_path / "speech_encoder" / "model.safetensors", change)
+    with pytest.raises(ValueError, match=message) as error:
+        SpeechEncoder.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert "LOAD REPORT" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["speech_encoder/model.safetensors", "speech_encoder/ctc.safetensors"])
+def test_a_truncated_file_is_told_in_one_line(encoder, tmp_path, name):
+    SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder)).save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match="is damaged or not complete") as error:
+        SpeechEncoder.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_type_in_the_encoders_configuration_is_told_in_one_line(encoder, tmp_path):
+    encoder.save(tmp_path)
+    path = tmp_path / "speech_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": "wide"}))
+    with pytest.raises(ValueError, match=r"config\.json describes no HuBERT: .*hidden_size") as error:
+        SpeechEncoder.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_old_names_and_a_missing_mask_load_as_before(encoder, tmp_path):
+    def age(tensors):
+        del tensors["masked_spec_embed"]
+        tensors[POS_CONV + "weight_g"] = tensors.pop(POS_CONV + "parametrizations.weight.original0")
+        tensors[POS_CONV + "weight_v"] = tensors.pop(POS_CONV + "parametrizations.weight.original1")
+
+    encoder.save(tmp_path)
+    rewrite(tmp_path / "speech_encoder" / "model.safetensors", age)
+    loaded = SpeechEncoder.load(tmp_path)
+    assert torch.equal(loaded.features(TONE), encoder.features(TONE))
+    assert loaded.model.masked_spec_embed.count_nonzero() == 0
+
+
 # -- words -------------------------------------------------------------------------------------------------------------
 
 VOCAB = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
@@ -203,4 +265,32 @@ def test_a_vocabulary_that_does_not_match_its_head_is_refused(encoder, tmp_path)
     SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder)).save(tmp_path)
     (tmp_path / "speech_encoder" / "vocab.json").write_text(json.dumps({"<pad>": 0, "a": 1}))
     with pytest.raises(ValueError, match=r"vocab\.json must number its 2 characters 0\.\.4"):
+        SpeechEncoder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("bias"), "ctc.safetensors lacks the tensor bias"),
+        (lambda t: t.pop("weight"), "ctc.safetensors lacks the tensor weight"),
+        (
+            lambda t: t.update(weight=torch.zeros(5, 23)),
+            r"weight \[5, 23\] and bias \[5\], expected \[characters, 24\]",
+        ),
+        (lambda t: t.update(bias=torch.zeros(4)), r"weight \[5, 24\] and bias \[4\]"),
+        (lambda t: t.update(weight=torch.zeros(6, 24), bias=torch.zeros(6)), r"number its 5 characters 0\.\.5"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused_at_load(encoder, tmp_path, change, message):
+    SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder)).save(tmp_path)
+    rewrite(tmp_path / "speech_encoder" / "ctc.safetensors", change)
+    with pytest.raises(ValueError, match=message) as error:
+        SpeechEncoder.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_vocabulary_of_something_else_is_refused(encoder, tmp_path):
+    SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder)).save(tmp_path)
+    (tmp_path / "speech_encoder" / "vocab.json").write_text(json.dumps({**VOCAB, "c": "4"}))
+    with pytest.raises(ValueError, match="must number its 5 characters"):
         SpeechEncoder.load(tmp_path)

@@ -238,6 +238,12 @@ def test_save_and_load_are_exact(name, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3  # no temporary files left
 
 
+def test_saving_makes_the_folder(tmp_path):
+    trace = record(CONFIGS["tiny"])[0].finish()
+    trace.save(tmp_path / "runs" / "today" / "turn-01")
+    assert_same(trace, RoutingTrace.load(tmp_path / "runs" / "today" / "turn-01"))
+
+
 def test_round_trip_of_odd_traces(tmp_path):
     config = CONFIGS["groups of 12"]
     every = torch.arange(24).expand(5, 11, 24)

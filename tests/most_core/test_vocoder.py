@@ -260,3 +260,23 @@ def test_a_wrong_folder_says_what_is_wrong(tmp_path):
 def test_an_impossible_shape_is_refused(values, words):
     with pytest.raises(ValueError, match=words):
         VocoderConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_units": "x"}, "num_units 'x' is not a positive whole number"),
+        ({"num_units": 0}, "num_units 0 is not"),
+        ({"sample_rate": True}, "sample_rate True is not a positive whole number"),
+        ({"upsample_rates": None}, "upsample_rates None is not a list of positive whole numbers"),
+        ({"upsample_rates": [8, 5, 4, "4"]}, "upsample_rates .* is not a list of positive"),
+        ({"resblock_dilation_sizes": [1, 3]}, "resblock_dilation_sizes .* is not a list of lists"),
+        ({"duration_predictor": "no"}, "duration_predictor 'no' is not true or false"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named_with_their_file(tmp_path, values, words):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"config\.json: {words}") as error:
+        VocoderConfig.from_json(path)
+    assert "\n" not in str(error.value)
