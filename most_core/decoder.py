@@ -281,7 +281,9 @@ class LeanDecoder:
         bias = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))[:, :, None]
         rotary = self.rotary[positions][:, :, None]
         masks = self.masks[rows[:, None], :, modality_BT].flatten(0, 1)  # [N, L, E]
-        keeps = self.keep[rows].repeat_interleave(length, 0) if silenced else None  # [N, L, E]
+        keeps = None
+        if silenced:  # [N, L, E]; expand, since repeat_interleave may wait for the GPU, which a capture forbids
+            keeps = self.keep[rows][:, None].expand(-1, length, -1, -1).flatten(0, 1)
         for i, layer in enumerate(self.model.model.layers):
             x = x + self._attend(i, x, rows, positions, rotary, bias, total)
             norm = layer.post_attention_layernorm
