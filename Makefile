@@ -41,8 +41,7 @@ $(VENV)/.made:
 	@PYTHON=$(PYTHON) .ci/system-packages
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "error: $(PYTHON) cannot make virtual environments: install its venv package (Debian: python3-venv)"; exit 1; }
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@touch $@
 
 $(USER_READY): requirements.txt | $(VENV)/.made

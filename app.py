@@ -27,6 +27,8 @@ def main(settings: Settings) -> int:
     try:
         if trained or Path(settings.model) != SHIPPED_MODEL:
             most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None)
+        elif settings.quantize or settings.device not in ("auto", "cpu"):
+            raise ValueError(f"{SHIPPED_MODEL} does not exist yet: --device and --quantize need a checkpoint (--model)")
         else:
             print(f"{SHIPPED_MODEL} does not exist yet: opening an untrained model of the same shape")
             most = most_core.untrained("nano")
@@ -34,9 +36,13 @@ def main(settings: Settings) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     blocks = page.build(most, trained)
-    blocks.queue(default_concurrency_limit=1).launch(
-        server_name=settings.host, server_port=settings.port, max_file_size="20mb", quiet=False
-    )
+    try:
+        blocks.queue(default_concurrency_limit=1).launch(
+            server_name=settings.host, server_port=settings.port, max_file_size="20mb", quiet=False
+        )
+    except OSError:
+        print(f"error: port {settings.port} on {settings.host} is taken: choose another with --port", file=sys.stderr)
+        return 2
     return 0
 
 

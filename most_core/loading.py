@@ -135,6 +135,8 @@ def load_decoder(
             options["offload_folder"] = str(offload_folder)
     elif quantize is not None or device != "cpu":
         options["device_map"] = {"": device}
+    # transformers lists the layers that no tensor-parallel plan splits, on every load and for every model.
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     model = MostForCausalLM.from_pretrained(folder, **options).eval()
     if getattr(model, "is_quantized", False):
         _make_usable_on_cpu(model)

@@ -1,5 +1,8 @@
 """The page through its real door: a served Gradio app and Gradio's own client."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,6 +10,12 @@ from gradio_client import Client, handle_file
 
 import most_core
 from app import page
+from app.settings import Settings
+
+# app.py shares its name with the package app/, so it is loaded by its path.
+_spec = importlib.util.spec_from_file_location("start", Path(page.__file__).parent.parent / "app.py")
+start = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(start)
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +54,20 @@ def test_eight_channels_are_refused_in_words(client, tmp_path):
     soundfile.write(path, np.zeros((1600, 8)), 16000)
     with pytest.raises(Exception, match="channels"):
         client.predict("", handle_file(path), api_name="/ask")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(quantize="int4"), "need a checkpoint"),
+        (Settings(device="cuda:9"), "need a checkpoint"),
+        (Settings(model="nowhere"), "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_in_one_line(settings, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nothing has been shipped
+    assert start.main(settings) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
