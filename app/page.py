@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from app.audio import read_sound
 from most_core import GenerationSettings, Most
 
 MAX_SECONDS = 60
@@ -23,20 +24,20 @@ def build(most: Most, trained: bool) -> gr.Blocks:
 
     options = {"settings": settings, "record_routing": bool(most.config.moe_layers)}
 
-    def ask(text: str, recording: tuple[int, np.ndarray] | None) -> tuple[str, str, tuple[int, np.ndarray] | None, Any]:
+    def ask(text: str, recording: str | None) -> tuple[str, str, tuple[int, np.ndarray] | None, Any]:
         """Answer a typed or spoken question: (heard, answer, sound, timings)."""
         try:
             if recording is not None:
-                rate, samples = recording
+                samples, rate = read_sound(recording)
                 if len(samples) > MAX_SECONDS * rate:
                     raise gr.Error(f"The recording is longer than {MAX_SECONDS} s: cut it.")
-                reply = most.answer(np.asarray(samples), sampling_rate=rate, **options)
+                reply = most.answer(samples, sampling_rate=rate, **options)
             elif text.strip():
                 reply = most.answer(text, **options)
             else:
                 raise gr.Error("Type a question or give a recording.")
         except (ValueError, OSError) as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(str(error), print_exception=False) from None
         sound = (reply.sample_rate, (reply.waveform * 32767).astype(np.int16)) if len(reply.waveform) else None
         facts = {f"{name} ms": round(ms, 1) for name, ms in reply.timings.items()}
         if reply.trace is not None:
@@ -50,12 +51,14 @@ def build(most: Most, trained: bool) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 text = gr.Textbox(label="Type a question", lines=2, max_length=2000)
-                recording = gr.Audio(label="or record or upload one", sources=["microphone", "upload"], type="numpy")
+                recording = gr.Audio(
+                    label="or record or upload one", sources=["microphone", "upload"], type="filepath", buttons=[]
+                )
                 button = gr.Button("Ask", variant="primary")
             with gr.Column():
                 heard = gr.Textbox(label="Heard", interactive=False)
                 answer = gr.Textbox(label="Answer", interactive=False, lines=2)
-                sound = gr.Audio(label="Spoken answer", interactive=False, autoplay=True)
+                sound = gr.Audio(label="Spoken answer", interactive=False, autoplay=True, buttons=["download"])
                 facts = gr.JSON(label="What it took")
         outputs = [heard, answer, sound, facts]
         gr.on([button.click, text.submit], ask, [text, recording], outputs, api_name="ask")
