@@ -1,7 +1,7 @@
 """Speech in: waveform -> encoder features -> units, and word times for captions.
 
-The encoder is a frozen `transformers.HubertModel`. Features and units are read from one layer, the one that
-`units.safetensors` names, so that the projector and the unit vocabulary describe the same thing.
+The encoder is a frozen `transformers.HubertModel`. `units.safetensors` names the layer that units are clusters of and
+the layer that features are read from: the same one unless it says otherwise.
 
 Shapes: T frames (25 a second), D encoder width, K clusters, V characters.
 """
@@ -115,11 +115,18 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Quantizer:
-    """K-means centroids [K, D] of one encoder layer (`hidden_states[layer]`, so 1 is the first block's output)."""
+    """K-means centroids [K, D] of one encoder layer (`hidden_states[layer]`, so 1 is the first block's output).
+
+    `features_layer` is the layer a language model listens to, where that is another one.
+    """
 
     centroids: torch.Tensor
     layer: int
     rate_hz: int = 25
+    features_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        self.features_layer = self.layer if self.features_layer is None else self.features_layer
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Nearest centroid of each row: [T, D] -> [T] int64."""
@@ -128,7 +135,12 @@ class Quantizer:
         return distances.argmin(1)
 
     def save(self, path: str | Path) -> None:
-        metadata = {"layer": self.layer, "clusters": len(self.centroids), "rate_hz": self.rate_hz}
+        metadata = {
+            "layer": self.layer,
+            "features_layer": self.features_layer,
+            "clusters": len(self.centroids),
+            "rate_hz": self.rate_hz,
+        }
         tensors = {"centroids": self.centroids.float().cpu().contiguous()}
         save_file(tensors, path, {key: str(value) for key, value in metadata.items()})
 
@@ -145,42 +157,59 @@ class Quantizer:
                 f"{path} holds {len(tensors['centroids'])} centroids but its metadata says {metadata['clusters']}: "
                 "write it again"
             )
-        return cls(tensors["centroids"].float().to(device), int(metadata["layer"]), int(metadata["rate_hz"]))
+        layer = int(metadata["layer"])
+        features_layer = int(metadata.get("features_layer", layer))
+        return cls(tensors["centroids"].float().to(device), layer, int(metadata["rate_hz"]), features_layer)
 
 
 @dataclass
 class CtcHead:
-    """Linear character head on `hidden_states[layer]`. `vocab` maps characters to rows; id 0 is the blank."""
+    """Linear character head on `hidden_states[layer]`. `vocab` maps characters to rows; id 0 is the blank.
+
+    A weight of n times as many rows spells n characters a frame, one after the other: slow frames, fast talkers.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
     vocab: dict[str, int]
     layer: int
 
+    @property
+    def steps(self) -> int:
+        return len(self.weight) // len(self.vocab)
+
+    def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> [steps T, V]."""
+        return F.linear(hidden, self.weight, self.bias).unflatten(-1, (self.steps, -1)).flatten(0, 1).log_softmax(-1)
+
     def words(self, hidden: torch.Tensor, seconds_per_frame: float) -> list[Word]:
-        """Greedy decoding of [T, D] hidden states: repeats merged, blanks dropped, split at the separator."""
-        probs, ids = F.linear(hidden, self.weight, self.bias).softmax(-1).max(-1)
-        characters = {index: text for text, index in self.vocab.items()}
-        words: list[Word] = []
-        letters: list[tuple[str, int, int, float]] = []  # text, first frame, frame after the last, probability
-        for index, run in groupby(enumerate(ids.tolist()), key=lambda item: item[1]):
-            frames = [frame for frame, _ in run]
-            text = characters[index]
-            if text == WORD_SEPARATOR:
-                words += _joined(letters, seconds_per_frame)
-                letters = []
-            elif text != BLANK:
-                best = float(probs[frames].max())
-                letters.append((text, frames[0], frames[-1] + 1, best))
-        return words + _joined(letters, seconds_per_frame)
+        """Greedy decoding of [T, D] hidden states."""
+        return spelled(self.log_probs(hidden), self.vocab, seconds_per_frame / self.steps)
 
 
-def _joined(letters: list[tuple[str, int, int, float]], seconds_per_frame: float) -> list[Word]:
+def spelled(log_probs: torch.Tensor, vocab: dict[str, int], seconds_per_step: float) -> list[Word]:
+    """Greedy CTC decoding of [T, V]: repeats merged, blanks dropped, split at the separator."""
+    probs, ids = log_probs.exp().max(-1)
+    characters = {index: text for text, index in vocab.items()}
+    words: list[Word] = []
+    letters: list[tuple[str, int, int, float]] = []  # text, first step, step after the last, probability
+    for index, run in groupby(enumerate(ids.tolist()), key=lambda item: item[1]):
+        steps = [step for step, _ in run]
+        text = characters[index]
+        if text == WORD_SEPARATOR:
+            words += _joined(letters, seconds_per_step)
+            letters = []
+        elif text != BLANK:
+            letters.append((text, steps[0], steps[-1] + 1, float(probs[steps].max())))
+    return words + _joined(letters, seconds_per_step)
+
+
+def _joined(letters: list[tuple[str, int, int, float]], seconds_per_step: float) -> list[Word]:
     if not letters:
         return []
     texts, starts, ends, probs = zip(*letters)
     confidence = sum(probs) / len(probs)
-    return [Word("".join(texts), starts[0] * seconds_per_frame, ends[-1] * seconds_per_frame, confidence)]
+    return [Word("".join(texts), starts[0] * seconds_per_step, ends[-1] * seconds_per_step, confidence)]
 
 
 class SpeechEncoder:
@@ -204,7 +233,8 @@ class SpeechEncoder:
                 f"centroids have {quantizer.centroids.shape[1]} dimensions, the encoder's hidden states "
                 f"{config.hidden_size}: use units of this encoder"
             )
-        for what, layer in [("units", quantizer.layer)] + ([("ctc", ctc.layer)] if ctc else []):
+        layers = [("units", quantizer.layer), ("features", quantizer.features_layer)]
+        for what, layer in layers + ([("ctc", ctc.layer)] if ctc else []):
             if not 0 <= layer <= config.num_hidden_layers:
                 raise ValueError(
                     f"{what} are for encoder layer {layer}, but the encoder has 0..{config.num_hidden_layers}"
@@ -227,7 +257,7 @@ class SpeechEncoder:
         return len(self.quantizer.centroids)
 
     def features(self, wave: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Hidden states of the units' layer: [T, D] float32, on the encoder's device."""
+        """What a language model listens to: [T, D] float32, on the encoder's device."""
         return self.encode(wave).features
 
     def units(self, wave: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -242,20 +272,32 @@ class SpeechEncoder:
         """Words with their times; empty without a CTC head."""
         return self.encode(wave).words
 
-    @torch.no_grad()
+    def letter_log_probs(self, wave: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """What the CTC head makes of the sound: [steps T, V] log-probabilities, in the order of `ctc.vocab`."""
+        if self.ctc is None:
+            raise ValueError("this speech encoder has no CTC head (ctc.safetensors): it cannot spell")
+        return self.ctc.log_probs(self.hidden_states(wave)[self.ctc.layer])
+
     def encode(self, wave: np.ndarray | torch.Tensor) -> Encoded:
         """Features, units and words from one pass. Sound shorter than a frame is padded with silence to one."""
+        hidden = self.hidden_states(wave)
+        features = hidden[self.quantizer.features_layer]
+        units = self.quantizer(hidden[self.quantizer.layer]).cpu().numpy()
+        seconds = self.samples_per_frame / SAMPLE_RATE
+        words = self.ctc.words(hidden[self.ctc.layer], seconds) if self.ctc else []
+        return Encoded(features, units, words)
+
+    @torch.no_grad()
+    def hidden_states(self, wave: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
+        """The state [T, D] before the first layer and after each one; the last as the model normalizes it."""
         samples = torch.from_numpy(check_waveform(wave, SAMPLE_RATE)).to(self.model.device)
         if self.do_normalize:
             # as Wav2Vec2FeatureExtractor: population variance
             samples = (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
         samples = F.pad(samples, (0, max(0, self.first_frame_samples - len(samples))))
-        hidden = self.model(samples[None], output_hidden_states=True).hidden_states
-        features = hidden[self.quantizer.layer][0]
-        units = self.quantizer(features).cpu().numpy()
-        seconds = self.samples_per_frame / SAMPLE_RATE
-        words = self.ctc.words(hidden[self.ctc.layer][0], seconds) if self.ctc else []
-        return Encoded(features, units, words)
+        output = self.model(samples[None], output_hidden_states=True)
+        # where normalization comes first in a layer, transformers gives the last state without the final one
+        return [state[0] for state in (*output.hidden_states[:-1], output.last_hidden_state)]
 
     def save(self, folder: str | Path) -> None:
         """Write `speech_encoder/` and `units.safetensors` into a checkpoint folder."""
@@ -331,14 +373,15 @@ def _load_ctc(part: Path, width: int, default_layer: int, device: str | torch.de
     if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
         raise ValueError(
             f"{part / 'ctc.safetensors'} has weight {list(weight.shape)} and bias {list(bias.shape)}, expected "
-            f"[characters, {width}] and [characters]: use a CTC head of this encoder"
+            f"[n characters, {width}] and [n characters]: use a CTC head of this encoder"
         )
     vocab: dict[str, int] = read_json(part / "vocab.json")
     whole = all(isinstance(index, int) for index in vocab.values())
-    if not whole or sorted(vocab.values()) != list(range(len(weight))) or vocab.get(BLANK) != 0:
+    numbered = whole and sorted(vocab.values()) == list(range(len(vocab))) and vocab.get(BLANK) == 0
+    if not numbered or len(weight) % len(vocab):
         raise ValueError(
-            f"{part / 'vocab.json'} must number its {len(vocab)} characters 0..{len(weight) - 1} as the CTC "
-            f"head's rows, {BLANK!r} first"
+            f"{part / 'vocab.json'} must number its {len(vocab)} characters from 0, {BLANK!r} first, and the CTC "
+            f"head's {len(weight)} rows be a multiple of them: use the vocabulary of this head"
         )
     return CtcHead(weight, bias, vocab, int(metadata.get("layer", default_layer)))
 

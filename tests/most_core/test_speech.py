@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import HubertModel
 
 from most_core.speech import (
     SAMPLE_RATE,
@@ -255,6 +256,34 @@ def test_words_have_their_times_and_confidence():
     assert all(0.2 < word.confidence < 0.7 for word in unsure)
 
 
+def test_a_head_may_spell_several_letters_a_frame(encoder, tmp_path):
+    weight = torch.randn(10, 5, generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+    log_probs = CtcHead(weight, torch.zeros(10), VOCAB, layer=2).log_probs(hidden)
+    assert log_probs.shape == (6, 5)
+    assert torch.allclose(log_probs[4:], (hidden[2] @ weight.T).view(2, 5).log_softmax(-1), atol=1e-6)
+    wide = torch.randn(2 * len(VOCAB), encoder.feature_size, generator=torch.Generator().manual_seed(0))
+    SpeechEncoder(encoder.model, encoder.quantizer, CtcHead(wide, torch.zeros(len(wide)), VOCAB, 2)).save(tmp_path)
+    loaded = SpeechEncoder.load(tmp_path)
+    frames, words = len(loaded.features(TONE)), loaded.words(TONE)
+    assert loaded.letter_log_probs(TONE).shape == (2 * frames, len(VOCAB))
+    assert words
+    assert max(word.end_s for word in words) <= frames * 0.04 + 1e-6
+
+
+def test_the_last_state_is_the_normalized_one():
+    config = untrained_encoder(24, 8).model.config
+    config.do_stable_layer_norm = True
+    torch.manual_seed(0)
+    model = HubertModel(config)
+    top = SpeechEncoder(model, Quantizer(torch.zeros(8, 24), layer=2))
+    features = top.features(TONE)
+    samples = (torch.from_numpy(TONE) - TONE.mean()) / np.sqrt(TONE.var() + 1e-7)
+    with torch.no_grad():
+        expected = model(samples[None].float()).last_hidden_state[0]
+    assert torch.allclose(features, expected, atol=1e-4)
+
+
 def test_silence_and_a_missing_head_give_no_words(encoder):
     head = CtcHead(torch.eye(5), torch.zeros(5), VOCAB, layer=2)
     assert head.words(torch.eye(5)[[0, 0, 1, 1, 0]], 0.04) == []
@@ -264,7 +293,7 @@ def test_silence_and_a_missing_head_give_no_words(encoder):
 def test_a_vocabulary_that_does_not_match_its_head_is_refused(encoder, tmp_path):
     SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder)).save(tmp_path)
     (tmp_path / "speech_encoder" / "vocab.json").write_text(json.dumps({"<pad>": 0, "a": 1}))
-    with pytest.raises(ValueError, match=r"vocab\.json must number its 2 characters 0\.\.4"):
+    with pytest.raises(ValueError, match=r"vocab\.json must number its 2 characters from 0"):
         SpeechEncoder.load(tmp_path)
 
 
@@ -275,10 +304,10 @@ def test_a_vocabulary_that_does_not_match_its_head_is_refused(encoder, tmp_path)
         (lambda t: t.pop("weight"), "ctc.safetensors lacks the tensor weight"),
         (
             lambda t: t.update(weight=torch.zeros(5, 23)),
-            r"weight \[5, 23\] and bias \[5\], expected \[characters, 24\]",
+            r"weight \[5, 23\] and bias \[5\], expected \[n characters, 24\]",
         ),
         (lambda t: t.update(bias=torch.zeros(4)), r"weight \[5, 24\] and bias \[4\]"),
-        (lambda t: t.update(weight=torch.zeros(6, 24), bias=torch.zeros(6)), r"number its 5 characters 0\.\.5"),
+        (lambda t: t.update(weight=torch.zeros(6, 24), bias=torch.zeros(6)), r"head's 6 rows"),
     ],
 )
 def test_a_head_that_does_not_fit_is_refused_at_load(encoder, tmp_path, change, message):

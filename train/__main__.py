@@ -1,0 +1,164 @@
+"""`python -m train COMMAND`: build the voice assistant, step by step."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything of Hugging Face is imported: no look-ups on the network, no advice about packages we do not use.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from train.config import RunOptions, find_config, load_config, to_yaml
+
+# Command -> its module (with `Config` and `run`), what it does, an example.
+COMMANDS = {
+    "synthesize": (
+        "train.data.synthesize",
+        "speak sentences with the installed speech engines: shards of speech to train on",
+        "python -m train synthesize --config ears-debug",
+    ),
+    "prepare": (
+        "train.data.prepare",
+        "read a corpus of recordings: shards of speech to train on",
+        "python -m train prepare --set kind=librispeech location=LibriSpeech split=train-clean-100",
+    ),
+    "encoder": (
+        "train.encoder",
+        "train the speech encoder, which turns sound into features",
+        "python -m train encoder --config ears-nano --minutes 30",
+    ),
+    "units": (
+        "train.units",
+        "cluster the encoder's features into speech units",
+        "python -m train units --config ears-nano --set units.clusters=200",
+    ),
+}
+EVALUATE = (
+    "train.evaluate_ears",
+    "measure a trained model: how well it hears",
+    "python -m train evaluate ears --model assets/nano --json",
+)
+EPILOG = """examples, in the order of a training:
+{examples}
+
+Every command may be stopped at any time, with Ctrl-C or harder; the same command continues where it was.
+"python -m train COMMAND --help" lists the options of a command; --dry-run shows all of its settings."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    examples = "\n".join(f"  {example}" for *_, example in [*COMMANDS.values(), EVALUATE])
+    top = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Build the voice assistant, step by step: data, speech parts, measurements.",
+        epilog=EPILOG.format(examples=examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def add(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument(
+            "--threads", type=_positive(int), metavar="N", help="CPU threads (default: torch's choice)"
+        )
+        command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if any")
+        return command
+
+    for name, (_, summary, example) in COMMANDS.items():
+        command = add(name, summary, example)
+        command.add_argument(
+            "--config", metavar="NAME_OR_PATH", help="a preset in train/configs or a YAML file (default: built in)"
+        )
+        command.add_argument(
+            "--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", help="change a setting"
+        )
+        command.add_argument(
+            "--out", type=Path, metavar="FOLDER", help=f"where results go (default: runs/CONFIG/{name})"
+        )
+        command.add_argument("--dry-run", action="store_true", help="print the settings and try one step on fake data")
+        command.add_argument(
+            "--minutes", type=_positive(float), metavar="N", help="stop, to be continued, after N minutes"
+        )
+        command.add_argument("--fresh", action="store_true", help="begin anew: discards the checkpoints in --out")
+    command = add("evaluate", *EVALUATE[1:])
+    command.add_argument("what", choices=("ears",), help="ears: word errors on each test set, clean and in noise")
+    command.add_argument(
+        "--model", type=Path, default=Path("assets/nano"), metavar="FOLDER", help="default: assets/nano"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    command.add_argument("--data", type=Path, metavar="FOLDER", help="test sets (default: the command's own)")
+    command.add_argument("--only", nargs="+", metavar="SET", help="only these test sets")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 interrupted, 2 refused with one line on stderr (MOST_DEBUG=1: with a traceback)."""
+    top = parser()
+    args = top.parse_args(argv)
+    if args.command is None:
+        top.print_help()
+        return 2
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        if os.environ.get("MOST_DEBUG") == "1":
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    if args.command == "evaluate":
+        options = RunOptions(threads=args.threads, device=args.device)
+        return importlib.import_module(EVALUATE[0]).run(args.model, args.json, options, args.data, args.only)
+    path = find_config(args.config) if args.config else None
+    command = importlib.import_module(COMMANDS[args.command][0])
+    config = load_config(command.Config, path, args.set)
+    if args.dry_run:
+        print(to_yaml(config))
+    out = args.out or Path("runs") / (path.stem if path else "default") / args.command
+    options = RunOptions(args.dry_run, args.minutes, args.fresh, args.threads, args.device)
+    return command.run(config, out, options)
+
+
+def _one_line(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """An argparse type that refuses zero and less, and says what it wants."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not number > 0:
+            raise ValueError(text)
+        return number
+
+    parse.__name__ = f"positive {'whole ' if kind is int else ''}number"
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Batches of speech for the ears: a pure function of (seed, step, micro-batch), so that resuming costs nothing.
+
+Sources are mixed by hours heard, not by utterances. Utterances of about the same length share a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from most_core.speech import BLANK, WORD_SEPARATOR
+from train.data.augment import Augmentation, Augmenter
+from train.data.shards import ShardedSpeech
+from train.data.utterance import spoken_letters
+
+FRAMES_PER_SECOND = 25
+LETTER_STEPS = 2  # letters a frame may spell: 25 a second are too few for "coffee" said fast
+LETTERS: dict[str, int] = {
+    symbol: i for i, symbol in enumerate([BLANK, WORD_SEPARATOR, "'", *"abcdefghijklmnopqrstuvwxyz"])
+}
+BUCKETS = 16
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A folder of shards, its share of the hours heard, and whether people (not synthesizers) speak in it."""
+
+    path: Path
+    weight: float = 1.0
+    real: bool = False
+
+
+class Batch(NamedTuple):
+    """`waves` [B, N] float32, normalized; `letters` concatenated CTC targets; `lengths` [B] of them."""
+
+    waves: torch.Tensor
+    letters: torch.Tensor
+    lengths: torch.Tensor
+    mask: torch.Tensor  # [B, T] True where features are hidden from the encoder
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Time masks on the features: each spans `frames`, and begins at `share` of the frames."""
+
+    share: float = 0.012
+    frames: tuple[int, int] = (3, 8)
+
+
+def letter_ids(text: str) -> list[int]:
+    """CTC targets of a text: `spoken_letters` as rows of the CTC head."""
+    return [LETTERS[WORD_SEPARATOR if letter == " " else letter] for letter in spoken_letters(text)]
+
+
+def normalized(waves: torch.Tensor) -> torch.Tensor:
+    """As `SpeechEncoder` feeds HuBERT: zero mean and unit variance of each row."""
+    mean = waves.mean(-1, keepdim=True)
+    return (waves - mean) / torch.sqrt(waves.var(-1, correction=0, keepdim=True) + 1e-7)
+
+
+class SpeechMixture(torch.utils.data.Dataset):
+    """`mixture[i]` is micro-batch i of the run; any i, at any time, in any process, is always the same one."""
+
+    def __init__(
+        self,
+        speech: Mapping[str, Speech],
+        augmentation: Augmentation,
+        masking: Masking,
+        seed: int,
+        micro_batch_seconds: float,
+        frames_of: Sequence[tuple[int, int]],
+        max_seconds: float = 14.0,
+    ) -> None:
+        """`frames_of`: (kernel, stride) of the encoder's convolutions, which say how many frames a wave becomes."""
+        self.seed, self.masking, self.micro_batch_seconds = seed, masking, micro_batch_seconds
+        self.convolutions = list(frames_of)
+        self.folders = [ShardedSpeech(source.path) for source in speech.values()]
+        self.real = [source.real for source in speech.values()]
+        rows: list[tuple[int, int]] = []
+        seconds, shares, self.letters, self.dropped = [], [], [], 0
+        for folder_index, (folder, source) in enumerate(zip(self.folders, speech.values())):
+            usable = []
+            for i, (length, text) in enumerate(zip(folder.seconds, folder.texts)):
+                ids = letter_ids(text) if text else []
+                repeats = sum(a == b for a, b in pairwise(ids))
+                room = LETTER_STEPS * FRAMES_PER_SECOND * length / augmentation.rate[1]
+                if ids and length <= max_seconds and len(ids) + repeats <= room:
+                    usable.append(i)
+                    self.letters.append(np.array(ids, dtype=np.int16))
+                else:
+                    self.dropped += 1
+            total = float(sum(folder.seconds[i] for i in usable))
+            if not usable:
+                raise ValueError(
+                    f"{source.path} holds no utterance with a text that fits its sound: nothing to train on"
+                )
+            rows += [(folder_index, i) for i in usable]
+            seconds += [float(folder.seconds[i]) for i in usable]
+            shares += [source.weight / total] * len(usable)
+        order = np.argsort(seconds, kind="stable")
+        self.rows = [rows[i] for i in order]
+        self.letters = [self.letters[i] for i in order]
+        self.seconds = np.array(seconds)[order]
+        share = np.array(shares)[order]
+        heard = np.cumsum(share * self.seconds)
+        edges = np.searchsorted(heard, heard[-1] * np.arange(1, BUCKETS) / BUCKETS)
+        self.buckets = [bucket for bucket in np.split(np.arange(len(order)), edges) if len(bucket)]
+        self.chances = [np.cumsum(share[bucket]) / share[bucket].sum() for bucket in self.buckets]
+        talkers = [self.wave(int(i)) for i in np.random.default_rng([seed, 3]).integers(len(self.rows), size=48)]
+        self.augmenter = Augmenter(augmentation, [w.astype(np.float32) / 32768 for w in talkers], seed)
+
+    @property
+    def hours(self) -> float:
+        return float(self.seconds.sum() / 3600)
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def wave(self, row: int) -> np.ndarray:
+        folder, i = self.rows[row]
+        return self.folders[folder].pcm(i)
+
+    def __getitem__(self, index: int) -> Batch:
+        rng = np.random.default_rng([self.seed, index])
+        which = int(rng.integers(len(self.buckets)))
+        bucket, chances = self.buckets[which], self.chances[which]
+        count = max(1, round(self.micro_batch_seconds / self.seconds[bucket[-1]]))
+        rows = bucket[np.searchsorted(chances, rng.random(count))]
+        waves = self.augmenter.batch([self.wave(i) for i in rows], [self.real[self.rows[i][0]] for i in rows], rng)
+        letters = [self.letters[i] for i in rows]
+        return Batch(
+            normalized(waves),
+            torch.from_numpy(np.concatenate(letters).astype(np.int64)),
+            torch.tensor([len(ids) for ids in letters]),
+            self._masked(len(rows), waves.shape[1], rng),
+        )
+
+    def _masked(self, rows: int, samples: int, rng: np.random.Generator) -> torch.Tensor:
+        frames = samples
+        for kernel, stride in self.convolutions:
+            frames = (frames - kernel) // stride + 1
+        mask = np.zeros((rows, frames), dtype=bool)
+        for row, start in zip(*np.nonzero(rng.random(mask.shape) < self.masking.share)):
+            mask[row, start : start + rng.integers(*self.masking.frames, endpoint=True)] = True
+        return torch.from_numpy(mask)

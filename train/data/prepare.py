@@ -1,0 +1,89 @@
+"""`python -m train prepare`: a corpus of recordings becomes shards, its missing transcripts recovered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from most_core.speech import SAMPLE_RATE, SpeechEncoder
+from train.config import RunOptions
+from train.data.orders import pocketsphinx_transcripts, transcripts
+from train.data.pseudo_labels import pseudo_labelled
+from train.data.readers import OrderClip, read
+from train.data.shards import describe_shard, write_manifest, write_shard
+from train.data.utterance import Utterance
+
+GIVEN, SURE, POCKETSPHINX = "given", "sure", "pocketsphinx"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which corpus, where it is, and who wrote down what is said in it.
+
+    `transcripts`: "given" by the corpus; a JSON file {id: text}; "sure": the stretches that PocketSphinx is sure of;
+    or, for coffee orders, of which only the slots are written down, "pocketsphinx" or a folder with a speech encoder
+    of ours, a better judge once there is one.
+    """
+
+    kind: str = "folder"
+    location: str = "."
+    split: str = "train"
+    transcripts: str = GIVEN
+    utterances_per_shard: int = 2000
+
+
+def run(config: Config, out: Path, options: RunOptions) -> int:
+    """Write the corpus into `out`, which is replaced as a whole once everything is there."""
+    utterances = read(config.kind, config.location, config.split)
+    if options.dry_run:
+        for item in islice(utterances, 10):
+            print(f"{item.id:40} {item.speaker:20} {len(item.wave) / SAMPLE_RATE:5.1f} s  {item.text or '(no text)'}")
+        return 0
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    written_down = transcribed(utterances, config.transcripts)
+    shards = []
+    while batch := list(islice(written_down, config.utterances_per_shard)):
+        path = unfinished / f"speech-{len(shards):05}.arrow"
+        write_shard(path, batch)
+        shards.append(describe_shard(path))
+    if not shards:
+        raise ValueError(f"{config.location} gives no utterance of kind {config.kind} and split {config.split}")
+    write_manifest(unfinished, shards, {"command": "prepare", **asdict(config)})
+    shutil.rmtree(out, ignore_errors=True)
+    unfinished.rename(out)
+    hours = sum(shard.seconds for shard in shards) / 3600
+    print(f"{sum(shard.rows for shard in shards)} utterances, {hours:.2f} hours in {out}")
+    return 0
+
+
+def transcribed(utterances: Iterable[Utterance], source: str) -> Iterator[Utterance]:
+    """The utterances with the texts that `source` (see `Config.transcripts`) has for them, and no others."""
+    if source == GIVEN:
+        yield from utterances
+        return
+    if source == SURE:
+        yield from pseudo_labelled(utterances)
+        return
+    items = list(utterances)
+    texts: Mapping[str, str]
+    if Path(source).suffix == ".json":
+        texts = json.loads(Path(source).read_text(encoding="utf-8"))
+    else:
+        orders = [item for item in items if isinstance(item, OrderClip)]
+        if len(orders) < len(items):
+            raise ValueError(f"transcripts from {source} are for coffee orders (kind barista) only: give a JSON file")
+        if source == POCKETSPHINX:
+            found = pocketsphinx_transcripts(orders)
+        else:
+            encoder = SpeechEncoder.load(source)
+            found = transcripts(orders, encoder.letter_log_probs, encoder.ctc.vocab)
+        texts = {name: transcript.text for name, transcript in found.items()}
+    for item in items:
+        if item.id in texts:
+            plain = {name: getattr(item, name) for name in Utterance.__dataclass_fields__}
+            yield Utterance(**{**plain, "text": texts[item.id]})
