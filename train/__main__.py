@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")  # batches have many shapes: plan for each only once
 
 from train.config import RunOptions, find_config, load_config, to_yaml
 
@@ -99,8 +100,14 @@ def parser() -> argparse.ArgumentParser:
         "--model", type=Path, default=Path("assets/nano"), metavar="FOLDER", help="default: assets/nano"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    command.add_argument("--data", type=Path, metavar="FOLDER", help="test sets (default: the command's own)")
-    command.add_argument("--only", nargs="+", metavar="SET", help="only these test sets")
+    command.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="keeps the synthesized test sets (default: runs/evaluation)"
+    )
+    command.add_argument(
+        "--human", type=Path, metavar="FOLDER", help="recorded coffee orders (default: $MOST_HUMAN_SPEECH)"
+    )
+    command.add_argument("--only", nargs="+", metavar="SET", help="only these of: seen, unseen, human")
+    command.add_argument("--out", type=Path, metavar="FILE", help="a figures.json to put the figures into")
     return top
 
 
@@ -130,7 +137,8 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.command == "evaluate":
         options = RunOptions(threads=args.threads, device=args.device)
-        return importlib.import_module(EVALUATE[0]).run(args.model, args.json, options, args.data, args.only)
+        evaluation = importlib.import_module(EVALUATE[0])
+        return evaluation.run(args.model, args.json, options, args.data, args.only, args.human, args.out)
     path = find_config(args.config) if args.config else None
     command = importlib.import_module(COMMANDS[args.command][0])
     config = load_config(command.Config, path, args.set)

@@ -1,10 +1,10 @@
 """The text measure: words wrong after Whisper's English normalizer, and how far a figure of so few utterances reaches.
 
-The normalizer makes one spelling of "colour" and "color", "isn't" and "is not", and writes numbers as digits. It does so
-by gluing: "three, six, one" becomes "361" and "plus six" "+6", so a digit misheard in a list is one error in *one* word
-and three are one error, too; "ten o'clock" even becomes "100 clock". Both sides go through it, so nothing right counts
-as wrong, but what few number words there are weigh otherwise than they were spoken: `verbatim_errors` counts the words
-as they are.
+The normalizer makes one spelling of "colour" and "color", "isn't" and "is not", and writes numbers as digits. It does
+so by gluing: "three, six, one" becomes "361" and "plus six" "+6", so that one digit misheard in a list is an error in a
+list of one word, and three are one error, too; "ten o'clock" even becomes "100 clock". As both sides go through it,
+nothing right counts as wrong, but numbers weigh otherwise than they were spoken: `verbatim_errors` counts words as they
+are.
 """
 
 from __future__ import annotations

@@ -63,11 +63,12 @@ def test_a_dry_run_shows_all_settings(command, capsys):
 
 def test_ears_are_evaluated(command):
     assert cli.main(["evaluate", "ears"]) == 0
-    flags = ["--model", "m", "--json", "--data", "d", "--only", "seen", "noise", "--threads", "1", "--device", "cuda"]
-    assert cli.main(["evaluate", "ears", *flags]) == 0
+    flags = ["--model", "m", "--json", "--data", "d", "--only", "seen", "human", "--threads", "1", "--device", "cuda"]
+    assert cli.main(["evaluate", "ears", *flags, "--human", "h", "--out", "f.json"]) == 0
+    options = RunOptions(threads=1, device="cuda")
     assert command.ran == [
-        (Path("assets/nano"), False, RunOptions(), None, None),
-        (Path("m"), True, RunOptions(threads=1, device="cuda"), Path("d"), ["seen", "noise"]),
+        (Path("assets/nano"), False, RunOptions(), None, None, None, None),
+        (Path("m"), True, options, Path("d"), ["seen", "human"], Path("h"), Path("f.json")),
     ]
 
 

@@ -39,10 +39,11 @@ class Augmentation:
     stretch: float = 0.4
     stretch_rate: tuple[float, float] = (0.85, 1.2)
     silence_s: tuple[float, float] = (0.0, 0.5)
+    multiple: int = 4000  # samples: rows of few different lengths spare a CPU the planning of new convolutions
 
 
 NO_AUGMENTATION = Augmentation(
-    rate=(1, 1), room=0, equalizer=0, band_limit=0, telephone=0, noise=0, stretch=0, silence_s=(0, 0)
+    rate=(1, 1), room=0, equalizer=0, band_limit=0, telephone=0, noise=0, stretch=0, silence_s=(0, 0), multiple=1
 )
 
 
@@ -71,7 +72,8 @@ class Augmenter:
         rate = rng.uniform(*config.rate)  # of the whole batch, so that equal lengths stay nearly equal
         spoken = [self._transmitted(_as_float(w), r, rate, rng) for w, r in zip(waves, real)]
         silence = int(rng.uniform(*config.silence_s) * SAMPLE_RATE)
-        rows = np.zeros((len(spoken), max(map(len, spoken)) + silence), dtype=np.float32)
+        length = -(-(max(map(len, spoken)) + silence) // self.config.multiple) * self.config.multiple
+        rows = np.zeros((len(spoken), length), dtype=np.float32)
         for row, wave in zip(rows, spoken):
             start = int(rng.integers(len(row) - len(wave) + 1))
             row[start : start + len(wave)] = wave

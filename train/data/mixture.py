@@ -75,11 +75,16 @@ class SpeechMixture(torch.utils.data.Dataset):
         seed: int,
         micro_batch_seconds: float,
         frames_of: Sequence[tuple[int, int]],
+        short_first: int = 0,
         max_seconds: float = 14.0,
     ) -> None:
-        """`frames_of`: (kernel, stride) of the encoder's convolutions, which say how many frames a wave becomes."""
+        """`frames_of`: (kernel, stride) of the encoder's convolutions, which say how many frames a wave becomes.
+
+        Over the first `short_first` micro-batches longer utterances join the shortest bit by bit: it is from single
+        words that CTC finds out soonest where letters lie.
+        """
         self.seed, self.masking, self.micro_batch_seconds = seed, masking, micro_batch_seconds
-        self.convolutions = list(frames_of)
+        self.convolutions, self.short_first = list(frames_of), short_first
         self.folders = [ShardedSpeech(source.path) for source in speech.values()]
         self.real = [source.real for source in speech.values()]
         rows: list[tuple[int, int]] = []
@@ -128,7 +133,8 @@ class SpeechMixture(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng([self.seed, index])
-        which = int(rng.integers(len(self.buckets)))
+        allowed = len(self.buckets) if index >= self.short_first else 1 + len(self.buckets) * index // self.short_first
+        which = int(rng.integers(allowed))
         bucket, chances = self.buckets[which], self.chances[which]
         count = max(1, round(self.micro_batch_seconds / self.seconds[bucket[-1]]))
         rows = bucket[np.searchsorted(chances, rng.random(count))]

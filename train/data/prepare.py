@@ -17,16 +17,16 @@ from train.data.readers import OrderClip, read
 from train.data.shards import describe_shard, write_manifest, write_shard
 from train.data.utterance import Utterance
 
-GIVEN, SURE, POCKETSPHINX = "given", "sure", "pocketsphinx"
+GIVEN, POCKETSPHINX = "given", "pocketsphinx"
 
 
 @dataclass(frozen=True)
 class Config:
     """Which corpus, where it is, and who wrote down what is said in it.
 
-    `transcripts`: "given" by the corpus; a JSON file {id: text}; "sure": the stretches that PocketSphinx is sure of;
-    or, for coffee orders, of which only the slots are written down, "pocketsphinx" or a folder with a speech encoder
-    of ours, a better judge once there is one.
+    `transcripts`: "given" by the corpus; a JSON file {id: text}; or a folder with a speech encoder of ours. The last
+    finds the likeliest wording of coffee orders, of which only the slots are written down (as "pocketsphinx" does, for
+    want of an encoder), and of other recordings the stretches that it is sure of.
     """
 
     kind: str = "folder"
@@ -66,23 +66,20 @@ def transcribed(utterances: Iterable[Utterance], source: str) -> Iterator[Uttera
     if source == GIVEN:
         yield from utterances
         return
-    if source == SURE:
-        yield from pseudo_labelled(utterances)
-        return
     items = list(utterances)
+    orders = [item for item in items if isinstance(item, OrderClip)]
     texts: Mapping[str, str]
     if Path(source).suffix == ".json":
         texts = json.loads(Path(source).read_text(encoding="utf-8"))
+    elif source == POCKETSPHINX:
+        texts = {name: found.text for name, found in pocketsphinx_transcripts(orders).items()}
     else:
-        orders = [item for item in items if isinstance(item, OrderClip)]
+        encoder = SpeechEncoder.load(source)
         if len(orders) < len(items):
-            raise ValueError(f"transcripts from {source} are for coffee orders (kind barista) only: give a JSON file")
-        if source == POCKETSPHINX:
-            found = pocketsphinx_transcripts(orders)
-        else:
-            encoder = SpeechEncoder.load(source)
-            found = transcripts(orders, encoder.letter_log_probs, encoder.ctc.vocab)
-        texts = {name: transcript.text for name, transcript in found.items()}
+            yield from pseudo_labelled(items, encoder.words)
+            return
+        spellings = transcripts(orders, encoder.letter_log_probs, encoder.ctc.vocab)
+        texts = {name: found.text for name, found in spellings.items()}
     for item in items:
         if item.id in texts:
             plain = {name: getattr(item, name) for name in Utterance.__dataclass_fields__}

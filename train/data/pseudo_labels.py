@@ -2,65 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from typing import NamedTuple
 
 import numpy as np
 
-from most_core.speech import SAMPLE_RATE
+from most_core.speech import SAMPLE_RATE, Word
 from train.data.utterance import Utterance
 
-SILENCES = ("<s>", "</s>", "<sil>", "[SPEECH]", "[NOISE]")
-SURE = 0.9  # least probability of a word on either side of which the recognizer may not hesitate
-FEWEST_WORDS, LONGEST_PAUSE_S = 3, 0.5
-FRAMES_PER_SECOND = 100
+SURE = 0.9  # least confidence of a word to be believed
+FEWEST_WORDS, LONGEST_PAUSE_S = 3, 0.6
+MARGIN_S = 0.08  # kept on either side of a stretch
 
 
-class HeardWord(NamedTuple):
-    """A word with its times, and how probable the recognizer holds it."""
+def sure_stretches(words: Iterable[Word]) -> Iterator[list[Word]]:
+    """Runs of at least three sure words without a long pause.
 
-    text: str
-    start_s: float
-    end_s: float
-    probability: float
-
-
-def sure_stretches(words: Iterable[HeardWord]) -> Iterator[list[HeardWord]]:
-    """Runs of at least three sure words without a long pause; the sure word at each end is given up where its
-    neighbour was not sure, for then its own boundary is not."""
-    stretch: list[HeardWord] = []
-    for word in [*words, HeardWord("", 0.0, 0.0, 0.0)]:
-        silent = word.text in SILENCES
-        if word.probability >= SURE and not silent:
-            stretch.append(word)
-        elif not (silent and word.end_s - word.start_s <= LONGEST_PAUSE_S):
-            kept = stretch if silent else stretch[:-1]
+    A sure word beside an unsure one is given up, for where it ends is not sure either.
+    """
+    run: list[Word] = []
+    for word in [*words, None]:
+        broken = word is None or word.confidence < SURE
+        if run and (broken or word.start_s - run[-1].end_s > LONGEST_PAUSE_S):
+            kept = run[:-1] if broken and word is not None else run
             if len(kept) >= FEWEST_WORDS:
                 yield kept
-            stretch = []
+            run = []
+        if word is not None and not broken:
+            run.append(word)
 
 
-def pseudo_labelled(utterances: Iterable[Utterance]) -> Iterator[Utterance]:
-    """The sure stretches of each recording, as utterances of their own, by PocketSphinx and its US English model."""
-    try:
-        from pocketsphinx import Decoder
-    except ImportError:
-        raise ModuleNotFoundError("recordings are transcribed with PocketSphinx: pip install pocketsphinx") from None
-    decoder = Decoder(loglevel="FATAL", maxhmmpf=5000)
+def pseudo_labelled(
+    utterances: Iterable[Utterance], hear: Callable[[np.ndarray], Iterable[Word]]
+) -> Iterator[Utterance]:
+    """The sure stretches of each recording, as utterances of their own. `hear` is a recognizer: waveform -> words."""
     for utterance in utterances:
-        peak = max(float(np.abs(utterance.wave).max()), 1e-3)
-        decoder.start_utt()
-        decoder.process_raw((utterance.wave * (0.8 * 32767 / peak)).astype(np.int16).tobytes(), full_utt=True)
-        decoder.end_utt()
-        if decoder.hyp() is None:
-            continue
-        heard = [
-            HeardWord(s.word.partition("(")[0], s.start_frame / 100, (s.end_frame + 1) / 100, s.prob)
-            for s in decoder.seg()
-        ]
-        for number, stretch in enumerate(sure_stretches(heard)):
-            first, last = int(stretch[0].start_s * SAMPLE_RATE), int(stretch[-1].end_s * SAMPLE_RATE)
+        for number, stretch in enumerate(sure_stretches(hear(utterance.wave))):
+            first = max(0, int((stretch[0].start_s - MARGIN_S) * SAMPLE_RATE))
+            last = int((stretch[-1].end_s + MARGIN_S) * SAMPLE_RATE)
             plain = {field.name: getattr(utterance, field.name) for field in fields(Utterance)}
             plain |= {"id": f"{utterance.id}/{number}", "wave": utterance.wave[first:last]}
             yield Utterance(**{**plain, "text": " ".join(word.text for word in stretch)})

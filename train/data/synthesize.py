@@ -7,15 +7,11 @@ command that was stopped, or killed, continues with the shards that are not ther
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +39,7 @@ from train.data.voices import (
     training_voices,
     unseen_voices,
 )
+from train.workers import end_with_parent
 
 VERSION = 1  # of texts, voices and their order: raise it when the same settings would give other speech
 ATTEMPTS = 8  # voices tried for one utterance; the second half of them with another text
@@ -165,7 +162,7 @@ def run(config: Config, out: Path, options: RunOptions, text_of: TextOf = text) 
     write_manifest(out, done.values(), config.generator)
     over, started, made = deadline(options.minutes), time.monotonic(), 0.0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(left)) or 1, context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(left)) or 1, context, initializer=end_with_parent) as pool:
         running: set[Future[ShardInfo]] = set()
         try:
             while left or running:
@@ -256,14 +253,3 @@ def _dry_run(config: Config, text_of: TextOf) -> int:
         f"{minutes:.0f} minutes with {config.workers} workers"
     )
     return 0
-
-
-def _end_with_parent() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and nobody waits for a worker whose parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        wait_for_end([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

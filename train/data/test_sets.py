@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from pathlib import Path
 
 from train.config import RunOptions
@@ -47,7 +46,7 @@ class Config(synthesize.Config):
     digest: str = ""
 
 
-def test_set(name: str, folder: Path = FOLDER, human: Path | None = None, workers: int = 2) -> list[Utterance]:
+def load(name: str, folder: Path = FOLDER, human: Path | None = None, workers: int = 2) -> list[Utterance]:
     """The utterances of a set. `task` is "question" or "asr" in the synthesized ones; `human` are `OrderClip`s.
 
     A synthesized set is made in `folder/name`, unless it is there; progress goes to stderr.
@@ -106,7 +105,7 @@ def text_of(config: synthesize.Config, index: int) -> tuple[str, str]:
     number = 2 * pair + place % 2
     draw, task = (_question, "question") if place < 2 else (_sentence, "asr")
     if number < UTTERANCES:
-        return _distinct(draw, config.seed, UTTERANCES // 2 + 1)[number], task
+        return _distinct(draw, config.seed, UTTERANCES)[number], task
     return draw(config.seed, number), task  # instead of a text that no voice could speak
 
 
@@ -122,12 +121,12 @@ def _sentence(seed: int, index: int) -> str:
 def _distinct(draw: Callable[[int, int], str], seed: int, many: int) -> tuple[str, ...]:
     """The first texts drawn that differ in their words."""
     found: dict[str, str] = {}
-    for index in count():
+    index = 0
+    while len(found) < many:
         text = draw(seed, index)
         found.setdefault(spoken_letters(text), text)
-        if len(found) == many:
-            return tuple(found.values())
-    raise AssertionError("unreachable")
+        index += 1
+    return tuple(found.values())
 
 
 def _outdated(config: Config, folder: Path) -> bool:
