@@ -34,7 +34,7 @@ from transformers import HubertConfig, HubertModel
 
 from most_core.loading import choose_device
 from most_core.speech import feature_extractor, spelled
-from train.checkpoints import resume, save_checkpoint
+from train.checkpoints import latest_checkpoint, load_checkpoint, resume, save_checkpoint
 from train.config import RunOptions, config_hash, deadline, to_yaml
 from train.data.augment import Augmentation
 from train.data.mixture import LETTER_STEPS, LETTERS, Batch, Masking, Speech, SpeechMixture, normalized
@@ -64,6 +64,7 @@ class Config:
 
     speech: dict[str, Speech]
     check: dict[str, Path] = field(default_factory=dict)  # folders of shards to report the word error on
+    start: Path | None = None  # the output of an earlier training, whose weights (and nothing else) to begin with
     shape: Shape = field(default_factory=Shape)
     augmentation: Augmentation = field(default_factory=Augmentation)
     masking: Masking = field(default_factory=Masking)
@@ -180,6 +181,10 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
     optimizer = torch.optim.AdamW(_groups(ears, config.weight_decay), betas=(0.9, 0.98), eps=1e-8, fused=True)
     state = resume(out / "checkpoints", config_hash(config))
     first = 0
+    if state is None and config.start is not None:
+        weights = _weights_of(config.start)
+        ears.load_state_dict(weights)
+        average.load_state_dict(weights)
     if state is not None:
         first = state["step"]
         ears.load_state_dict(state["ears"])
@@ -265,6 +270,13 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
         (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     if workers > 1:
         dist.destroy_process_group()
+
+
+def _weights_of(earlier: Path) -> dict[str, torch.Tensor]:
+    latest = latest_checkpoint(earlier / "checkpoints")
+    if latest is None:
+        raise FileNotFoundError(f"{earlier} holds no checkpoint to start from: give the --out of an encoder training")
+    return load_checkpoint(latest)["average"]
 
 
 def _keep_memory() -> None:

@@ -116,6 +116,7 @@ class SpeechMixture(torch.utils.data.Dataset):
         heard = np.cumsum(share * self.seconds)
         edges = np.searchsorted(heard, heard[-1] * np.arange(1, BUCKETS) / BUCKETS)
         self.buckets = [bucket for bucket in np.split(np.arange(len(order)), edges) if len(bucket)]
+        self.bucket_hours = np.cumsum([(share * self.seconds)[bucket].sum() for bucket in self.buckets])
         self.chances = [np.cumsum(share[bucket]) / share[bucket].sum() for bucket in self.buckets]
         talkers = [self.wave(int(i)) for i in np.random.default_rng([seed, 3]).integers(len(self.rows), size=48)]
         self.augmenter = Augmenter(augmentation, [w.astype(np.float32) / 32768 for w in talkers], seed)
@@ -133,8 +134,10 @@ class SpeechMixture(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng([self.seed, index])
-        allowed = len(self.buckets) if index >= self.short_first else 1 + len(self.buckets) * index // self.short_first
-        which = int(rng.integers(allowed))
+        allowed = len(self.buckets)
+        if index < self.short_first:
+            allowed = min(allowed, 1 + allowed * index // self.short_first)
+        which = int(np.searchsorted(self.bucket_hours[:allowed], rng.random() * self.bucket_hours[allowed - 1]))
         bucket, chances = self.buckets[which], self.chances[which]
         count = max(1, round(self.micro_batch_seconds / self.seconds[bucket[-1]]))
         rows = bucket[np.searchsorted(chances, rng.random(count))]

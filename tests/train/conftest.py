@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+
+from train.data.shards import describe_shard, write_manifest, write_shard
+from train.data.utterance import Utterance
+
+TEXTS = ("yes", "one two", "open the door", "a small latte, please", "what is seven plus five?")
+
+
+def spoken(index, text, speaker="someone"):
+    """Something that sounds different for every letter, 0.08 s each: learnable in a few steps."""
+    time = np.arange(1280) / 16_000
+    letters = [np.sin(2 * np.pi * (200 + 90 * (ord(c) % 32)) * time) for c in text.lower()]
+    wave = (0.4 * np.concatenate(letters)).astype(np.float32)
+    return Utterance(f"u{index}", speaker, text, wave, "a test", "CC0-1.0")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder of shards with 24 short utterances."""
+    return write_folder(tmp_path / "speech", [spoken(i, TEXTS[i % len(TEXTS)]) for i in range(24)])
+
+
+def write_folder(folder, utterances):
+    path = folder / "speech-00000.arrow"
+    write_shard(path, utterances)
+    write_manifest(folder, [describe_shard(path)], {"command": "test"})
+    return folder
