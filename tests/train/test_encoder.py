@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import TEXTS, spoken
 
 from most_core.speech import CtcHead, Quantizer, SpeechEncoder
+from tests.train.conftest import TEXTS, spoken
 from train import encoder
 from train.checkpoints import latest_checkpoint, load_checkpoint
 from train.config import RunOptions, to_yaml
@@ -102,7 +102,13 @@ def test_two_workers_learn_what_one_does(config, tmp_path):
 
 def test_it_learns_to_spell_and_what_is_exported_spells_the_same(config, tmp_path):
     steady = replace(
-        config, steps=400, learning_rate=4e-3, warmup=20, augmentation=NO_AUGMENTATION, masking=Masking(0.0), average=0.9
+        config,
+        steps=400,
+        learning_rate=4e-3,
+        warmup=20,
+        augmentation=NO_AUGMENTATION,
+        masking=Masking(0.0),
+        average=0.9,
     )
     run(steady, tmp_path, ONE)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

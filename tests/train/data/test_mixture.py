@@ -3,15 +3,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.train.conftest import spoken, write_folder
 
+from tests.train.conftest import spoken, write_folder
 from train.data.augment import NO_AUGMENTATION, Augmentation
 from train.data.mixture import LETTERS, Masking, Speech, SpeechMixture, letter_ids, normalized
 
 CONVOLUTIONS = [(32, 8), (10, 5), (8, 4), (4, 2), (4, 2)]
 
 
-def mixture(sources, augmentation=NO_AUGMENTATION, masking=Masking(0.0), **settings):
+UNMASKED = Masking(0.0)
+
+
+def mixture(sources, augmentation=NO_AUGMENTATION, masking=UNMASKED, **settings):
     given = {"seed": 1, "micro_batch_seconds": 4.0, "frames_of": CONVOLUTIONS} | settings
     return SpeechMixture(sources, augmentation, masking, **given)
 

@@ -1,7 +1,7 @@
 import numpy as np
-from tests.train.conftest import spoken
 
 from most_core.speech import Word
+from tests.train.conftest import spoken
 from train.data.pseudo_labels import pseudo_labelled, sure_stretches
 
 
