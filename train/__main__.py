@@ -23,7 +23,7 @@ COMMANDS = {
     "synthesize": (
         "train.data.synthesize",
         "speak sentences with the installed speech engines: shards of speech to train on",
-        "python -m train synthesize --config ears-debug",
+        "python -m train synthesize --config english-debug --out runs/debug/speech/english",
     ),
     "prepare": (
         "train.data.prepare",
@@ -33,12 +33,12 @@ COMMANDS = {
     "encoder": (
         "train.encoder",
         "train the speech encoder, which turns sound into features",
-        "python -m train encoder --config ears-nano --minutes 30",
+        "python -m train encoder --config ears-nano --out runs/nano/encoder --minutes 30",
     ),
     "units": (
         "train.units",
         "cluster the encoder's features into speech units",
-        "python -m train units --config ears-nano --set units.clusters=200",
+        "python -m train units --config units-nano --out runs/nano/ears",
     ),
 }
 EVALUATE = (

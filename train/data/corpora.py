@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 HUMAN_TEST_VOICES = frozenset({1, 5, 11, 20, 22, 49, 53})  # of the coffee orders: never trained on
+BARISTA_VOICES = Path(__file__).parent / "text" / "barista_voices.json"  # estimated voice -> its clips
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
@@ -103,11 +104,20 @@ def _folder(folder: Path, split: str) -> Iterator[Clip]:
 
 
 def _barista(folder: Path, split: str) -> Iterator[Clip]:
-    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    """The public repository as it is cloned, or a flat folder of its clips with a `labels.json`.
+
+    Of the repository's clips those are read whose voice has been told apart (`text/barista_voices.json`).
+    """
+    cloned = (folder / "data" / "label" / "label.json").is_file()
+    labels = json.loads((folder / ("data/label/label.json" if cloned else "labels.json")).read_text(encoding="utf-8"))
+    by_voice = json.loads(BARISTA_VOICES.read_text(encoding="utf-8"))
+    voices = {clip: int(voice) for voice, clips in by_voice.items() for clip in clips}
     for name, label in sorted(labels.items()):
-        if (label["voice"] in HUMAN_TEST_VOICES) == (split == "test"):
-            sound = folder / name
-            yield Clip(sound.stem, f"barista-{label['voice']}", None, sound, slots=label["slots"])
+        sound = folder / "data" / "speech" / "clean" / name if cloned else folder / name
+        voice = label.get("voice", voices.get(sound.stem))
+        if voice is not None and (voice in HUMAN_TEST_VOICES) == (split == "test"):
+            slots = {slot: value.strip() for slot, value in label["slots"].items()}
+            yield Clip(sound.stem, f"barista-{voice}", None, sound, slots=slots)
 
 
 def _keywords(folder: Path, split: str) -> Iterator[Clip]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from train.data.corpora import BARISTA_VOICES
 from train.data.readers import HUMAN_TEST_VOICES, READERS, OrderClip, TextItem, read, read_texts, usable_for_ctc
 
 TEXT = "SEVEN PLUS FIVE"
@@ -134,6 +135,29 @@ def test_orders_are_split_by_voice(tmp_path):
     tested = list(read("barista", tmp_path, split="test"))
     assert {u.speaker for u in tested} == {f"barista-{voice}" for voice in (1, 5, 11, 20, 22, 49, 53)}
     assert {u.split for u in tested} == {"test"}
+
+
+def test_orders_are_read_from_the_public_repository_too(tmp_path):
+    voices = json.loads(BARISTA_VOICES.read_text())
+    known = {"train": voices["4"][0], "test": voices["49"][0]}
+    labels = {f"{clip}.wav": {"slots": {"coffeeDrink": "mocha", "milkAmount": " milk"}} for clip in known.values()}
+    labels["somebody-else.wav"] = {"slots": {"coffeeDrink": "latte"}}
+    for name in labels:
+        (tmp_path / "data" / "speech" / "clean").mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "data" / "speech" / "clean" / name)
+    (tmp_path / "data" / "label").mkdir()
+    (tmp_path / "data" / "label" / "label.json").write_text(json.dumps(labels))
+    for split, clip in known.items():
+        (found,) = read("barista", tmp_path, split=split)
+        assert (found.id, found.split) == (clip, split)
+        assert found.slots == {"coffeeDrink": "mocha", "milkAmount": "milk"}
+
+
+def test_no_clip_has_two_voices():
+    voices = json.loads(BARISTA_VOICES.read_text())
+    clips = [clip for several in voices.values() for clip in several]
+    assert len(set(clips)) == len(clips) == 303
+    assert {str(voice) for voice in HUMAN_TEST_VOICES} <= set(voices)
 
 
 def test_keywords_and_the_librispeech_sample(tmp_path):

@@ -186,7 +186,9 @@ def test_dry_run_leaves_nothing(tmp_path, capsys):
     assert "12 utterances: about" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["speech-nano", "speech-debug"])
+@pytest.mark.parametrize(
+    "name", ["english-nano", "world-nano", "english-nano-gpu", "check-seen", "check-unseen", "world-debug"]
+)
 def test_presets_load(name):
     assert load_config(Config, find_config(name)).shards > 0
 
