@@ -12,7 +12,7 @@ export GRADIO_ANALYTICS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run test lint format bench clean
+.PHONY: run test lint format bench train-ears clean
 
 run: $(USER_READY)
 	$(BIN)/python app.py $(ARGS)
@@ -34,6 +34,10 @@ bench: $(DEV_READY)
 	$(BIN)/python -m bench decode
 	$(BIN)/python -m bench moe
 
+# The ears of the shipped model, from nothing: hours on two cores; stopped anywhere, it continues (see the recipe).
+train-ears: $(DEV_READY)
+	train/recipes/ears.sh nano $(PEOPLE)
+
 # A stamp, not the interpreter: a set-up that breaks half-way is started again.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,6 +53,7 @@ $(USER_READY): requirements.txt | $(VENV)/.made
 	@touch $@
 
 $(DEV_READY): requirements-dev.txt $(USER_READY)
+	@PYTHON=$(PYTHON) .ci/system-packages engines
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements-dev.txt
 	@touch $@
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.config import RunOptions, find_config, load_config
+from train.config import RunOptions, load_config
 from train.data import synthesize
 from train.data.shards import ShardedSpeech, read_manifest
 from train.data.synthesize import Config, run, utterance
@@ -184,13 +184,6 @@ def test_dry_run_leaves_nothing(tmp_path, capsys):
     assert run(QUICK, tmp_path / "out", RunOptions(dry_run=True), sentence_of) == 0
     assert not (tmp_path / "out").exists()
     assert "12 utterances: about" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "name", ["english-nano", "world-nano", "english-nano-gpu", "check-seen", "check-unseen", "world-debug"]
-)
-def test_presets_load(name):
-    assert load_config(Config, find_config(name)).shards > 0
 
 
 @pytest.mark.parametrize(
