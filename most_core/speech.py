@@ -312,15 +312,23 @@ class SpeechEncoder:
             (part / "vocab.json").write_text(json.dumps(self.ctc.vocab, ensure_ascii=False, indent=1))
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> SpeechEncoder:
-        """Read the encoder of a checkpoint folder, in float32. The decoder and the vocoder need not be there."""
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", units_needed: bool = True) -> SpeechEncoder:
+        """Read the encoder of a checkpoint folder, in float32. The decoder and the vocoder need not be there.
+
+        Nor need the units where they are not needed: everything is then the one unit 0.
+        """
         part = Path(folder) / "speech_encoder"
         for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
             if not (part / name).is_file():
                 raise FileNotFoundError(f"{part / name} is missing: {folder} holds no complete speech encoder")
         preprocessor = read_json(part / "preprocessor_config.json")
         model = load_hubert(part, dtype=torch.float32).to(device)
-        quantizer = Quantizer.load(Path(folder) / "units.safetensors", device)
+        units = Path(folder) / "units.safetensors"
+        if units_needed or units.is_file():
+            quantizer = Quantizer.load(units, device)
+        else:
+            one = torch.zeros(1, model.config.hidden_size, device=device)
+            quantizer = Quantizer(one, layer=model.config.num_hidden_layers)
         ctc = None
         if (part / "ctc.safetensors").is_file():
             ctc = _load_ctc(part, model.config.hidden_size, quantizer.layer, device)

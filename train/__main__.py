@@ -40,12 +40,26 @@ COMMANDS = {
         "cluster the encoder's features into speech units",
         "python -m train units --config units-nano --out runs/nano/ears",
     ),
+    "vocoder": (
+        "train.vocoder",
+        "train the vocoder, which turns speech units into sound",
+        "python -m train vocoder --config vocoder-nano --out runs/nano/mouth --minutes 90",
+    ),
 }
-EVALUATE = (
-    "train.evaluate_ears",
-    "measure a trained model: how well it hears",
-    "python -m train evaluate ears --model assets/nano --json",
-)
+# What can be measured -> its module (with `run`), what is measured, an example.
+EVALUATIONS = {
+    "ears": (
+        "train.evaluate_ears",
+        "word errors on each test set, clean and in noise",
+        "python -m train evaluate ears --model assets/nano --json",
+    ),
+    "mouth": (
+        "train.evaluate_mouth",
+        "word errors of an independent recognizer, likeness, speed",
+        "python -m train evaluate mouth --model assets/nano --json",
+    ),
+}
+EARS_ALONE = ("data", "human", "only")  # options that only `evaluate ears` has a use for
 EPILOG = """examples, in the order of a training:
 {examples}
 
@@ -55,7 +69,7 @@ Every command may be stopped at any time, with Ctrl-C or harder; the same comman
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    examples = "\n".join(f"  {example}" for *_, example in [*COMMANDS.values(), EVALUATE])
+    examples = "\n".join(f"  {example}" for *_, example in [*COMMANDS.values(), *EVALUATIONS.values()])
     top = argparse.ArgumentParser(
         prog="python -m train",
         description="Build the voice assistant, step by step: data, speech parts, measurements.",
@@ -94,8 +108,10 @@ def parser() -> argparse.ArgumentParser:
             "--minutes", type=_positive(float), metavar="N", help="stop, to be continued, after N minutes"
         )
         command.add_argument("--fresh", action="store_true", help="begin anew: discards the checkpoints in --out")
-    command = add("evaluate", *EVALUATE[1:])
-    command.add_argument("what", choices=("ears",), help="ears: word errors on each test set, clean and in noise")
+    evaluation_examples = "\n  ".join(example for *_, example in EVALUATIONS.values())
+    command = add("evaluate", "measure a trained model: how well it hears and speaks", evaluation_examples)
+    told = "; ".join(f"{name}: {summary}" for name, (_, summary, _) in EVALUATIONS.items())
+    command.add_argument("what", choices=tuple(EVALUATIONS), help=told)
     command.add_argument(
         "--model", type=Path, default=Path("assets/nano"), metavar="FOLDER", help="default: assets/nano"
     )
@@ -137,8 +153,12 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.command == "evaluate":
         options = RunOptions(threads=args.threads, device=args.device)
-        evaluation = importlib.import_module(EVALUATE[0])
-        return evaluation.run(args.model, args.json, options, args.data, args.only, args.human, args.out)
+        if args.what != "ears" and (given := [name for name in EARS_ALONE if getattr(args, name) is not None]):
+            raise ValueError(f"--{given[0]} is for `evaluate ears`: leave it out of `evaluate {args.what}`")
+        evaluation = importlib.import_module(EVALUATIONS[args.what][0])
+        if args.what == "ears":
+            return evaluation.run(args.model, args.json, options, args.data, args.only, args.human, args.out)
+        return evaluation.run(args.model, args.json, options, args.out)
     path = find_config(args.config) if args.config else None
     command = importlib.import_module(COMMANDS[args.command][0])
     config = load_config(command.Config, path, args.set)

@@ -1,9 +1,10 @@
 """`python -m train encoder`: the ears. A small HuBERT learns to spell what it hears (CTC), and is frozen afterwards.
 
 What is special about it:
-- the first convolution strides 8 samples at once instead of 5 and then 2s, which makes the raw-wave front end as cheap
-  as a mel spectrogram on a CPU; 25 frames a second;
-- a second CTC loss on a middle layer, which also makes that layer's clusters phonetic (the units);
+- the first convolution strides 8 samples at once: a front end on raw sound that costs a CPU no more than a mel
+  spectrogram; 25 frames a second;
+- a middle layer learns to hear phones (CTC again), which the layers above it then spell: English spelling is too wild to
+  be learnt from sound at once. It is also what makes that layer's clusters, the units, phonetic;
 - augmentation and time masks are drawn anew each time, as a function of (seed, step): nothing to save, exact resume;
 - on a CPU each worker process is one thread and takes its share of the step's micro-batches: two such processes are
   faster than two threads, and far faster when the machine is shared;
@@ -37,7 +38,8 @@ from most_core.speech import feature_extractor, spelled
 from train.checkpoints import latest_checkpoint, load_checkpoint, resume, save_checkpoint
 from train.config import RunOptions, config_hash, deadline, to_yaml
 from train.data.augment import Augmentation
-from train.data.mixture import LETTER_STEPS, LETTERS, Batch, Masking, Speech, SpeechMixture, normalized
+from train.data.mixture import LETTER_STEPS, LETTERS, Batch, Masking, Speech, SpeechMixture, Targets, normalized
+from train.data.pronunciation import PHONES
 from train.data.shards import ShardedSpeech
 from train.data.utterance import spoken_letters
 from train.progress import Progress, plot_losses
@@ -64,7 +66,7 @@ class Config:
 
     speech: dict[str, Speech]
     check: dict[str, Path] = field(default_factory=dict)  # folders of shards to report the word error on
-    start: Path | None = None  # the output of an earlier training, whose weights (and nothing else) to begin with
+    start: Path | None = None  # the output of an earlier training: begin with such of its weights as fit
     shape: Shape = field(default_factory=Shape)
     augmentation: Augmentation = field(default_factory=Augmentation)
     masking: Masking = field(default_factory=Masking)
@@ -77,7 +79,7 @@ class Config:
     short_first: int = 500  # steps over which longer utterances join the shortest
     weight_decay: float = 0.01
     clip: float = 1.0
-    middle_loss: float = 0.3
+    middle_loss: float = 0.5  # weight of the phones
     average: float = 0.999
     log_every: int = 20
     check_every: int = 1000
@@ -86,26 +88,26 @@ class Config:
 
 
 class Ears(nn.Module):
-    """HuBERT with a CTC head on its last layer and, for training, one on a middle layer."""
+    """HuBERT with a CTC head for letters on its last layer and, for training, one for phones on a middle layer."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.hubert = HubertModel(hubert_config(shape))
         self.head = nn.Linear(shape.hidden, LETTER_STEPS * len(LETTERS))
-        self.middle_head = nn.Linear(shape.hidden, LETTER_STEPS * len(LETTERS))
+        self.middle_head = nn.Linear(shape.hidden, LETTER_STEPS * len(PHONES))
         self.middle_layer = shape.middle_layer
 
     def forward(self, waves: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, steps T, letters] of the last and the middle layer for normalized waves [B, N]."""
+        """Logits of letters and of phones, [B, steps T, symbols], for normalized waves [B, N]."""
         output = self.hubert(waves, mask_time_indices=mask, output_hidden_states=True)
         last = self.head(output.last_hidden_state)
         middle = self.middle_head(output.hidden_states[self.middle_layer])
         return tuple(x.unflatten(-1, (LETTER_STEPS, -1)).flatten(1, 2) for x in (last, middle))
 
     def loss(self, batch: Batch, middle: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed losses of the last and (times `middle`) of the middle head, a letter's worth each."""
-        last, between = self(batch.waves, batch.mask)
-        return ctc_loss(last, batch), middle * ctc_loss(between, batch)
+        """Summed losses of the letters and (times `middle`) of the phones."""
+        letters, phones = self(batch.waves, batch.mask)
+        return ctc_loss(letters, batch.letters), middle * ctc_loss(phones, batch.phones)
 
 
 def hubert_config(shape: Shape) -> HubertConfig:
@@ -131,12 +133,19 @@ def hubert_config(shape: Shape) -> HubertConfig:
     )
 
 
-def ctc_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """CTC loss summed over the utterances, each divided by its letters."""
-    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
-    frames = torch.full((len(batch.lengths),), logits.shape[1], dtype=torch.long)
-    each = F.ctc_loss(log_probs, batch.letters, frames, batch.lengths, reduction="none", zero_infinity=True)
-    return (each / batch.lengths.to(each.device)).sum()
+def ctc_loss(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """CTC loss summed over the utterances: every symbol weighs the same, in a word or in a long sentence.
+
+    Rows without targets count for nothing.
+    """
+    known = targets.lengths > 0
+    if not known.any():
+        return logits.sum() * 0
+    log_probs = logits[known.to(logits.device)].float().log_softmax(-1).transpose(0, 1)
+    lengths = targets.lengths[known]
+    frames = torch.full((len(lengths),), logits.shape[1], dtype=torch.long)
+    ids = targets.ids.to(logits.device)
+    return F.ctc_loss(log_probs, ids, frames, lengths, reduction="sum", zero_infinity=True)
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -182,9 +191,12 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
     state = resume(out / "checkpoints", config_hash(config))
     first = 0
     if state is None and config.start is not None:
-        weights = _weights_of(config.start)
-        ears.load_state_dict(weights)
-        average.load_state_dict(weights)
+        own = ears.state_dict()
+        fitting = {
+            name: tensor for name, tensor in _weights_of(config.start).items() if tensor.shape == own[name].shape
+        }
+        for module in (ears, average):
+            module.load_state_dict(fitting, strict=False)
     if state is not None:
         first = state["step"]
         ears.load_state_dict(state["ears"])
@@ -226,14 +238,14 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            totals = torch.zeros(4)  # last loss, middle loss, utterances, seconds
+            totals = torch.zeros(5)  # loss of letters, of phones, letters, phones, seconds
             for _ in range(rank, config.micro_batches, workers):
-                batch = next(batches)
-                batch = Batch(*(t.to(device, non_blocking=True) for t in batch))
+                batch = next(batches).to(device)
                 with torch.autocast(device.type, torch.bfloat16):
-                    last, middle = ears.loss(batch, config.middle_loss)
-                (last + middle).backward()
-                totals += torch.tensor([last.item(), middle.item(), len(batch.waves), batch.waves.numel() / 16_000])
+                    letters, phones = ears.loss(batch, config.middle_loss)
+                (letters + phones).backward()
+                counts = len(batch.letters.ids), len(batch.phones.ids), batch.waves.numel() / 16_000
+                totals += torch.tensor([letters.item(), phones.item(), *counts])
             totals = _summed(ears, totals, workers)
             norm = nn.utils.clip_grad_norm_(ears.parameters(), config.clip)
             optimizer.step()
@@ -241,11 +253,14 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
             with torch.no_grad():
                 decay = min(config.average, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.parameters()), list(ears.parameters()), 1 - decay)
-            heard += float(totals[3])
+            heard += float(totals[4])
             if step % config.log_every == 0:
-                loss, between = totals[0] / totals[2], totals[1] / totals[2] / max(config.middle_loss, 1e-9)
+                of_letters = totals[0] / totals[2]
+                of_phones = totals[1] / max(config.middle_loss, 1e-9) / max(totals[3], 1)
                 speed = heard / (time.monotonic() - since)
-                bar.log(step, **{"loss/last": loss, "loss/middle": between, "norm": norm, "x_real_time": speed})
+                bar.log(
+                    step, **{"loss/letters": of_letters, "loss/phones": of_phones, "norm": norm, "x_real_time": speed}
+                )
             else:
                 bar.update(step)
             done = step + 1
@@ -295,7 +310,7 @@ def _groups(ears: Ears, decay: float) -> list[dict[str, Any]]:
 
 
 def _summed(ears: Ears, totals: torch.Tensor, workers: int) -> torch.Tensor:
-    """Sum gradients and totals over the workers, and divide the gradients by the utterances of the whole step."""
+    """Sum gradients and totals over the workers, and divide the gradients by the letters of the whole step."""
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in ears.parameters()]
     if workers > 1:
         flat = torch.cat([totals, *(grad.flatten() for grad in grads)])
@@ -362,9 +377,8 @@ def _dry_run(config: Config) -> int:
     generator = torch.Generator().manual_seed(0)
     waves = normalized(torch.randn(2, 32_000, generator=generator))
     frames = ears.hubert._get_feat_extract_output_lengths(waves.shape[1])
-    batch = Batch(
-        waves, torch.tensor([5, 6, 7, 8]), torch.tensor([2, 2]), torch.zeros(2, int(frames), dtype=torch.bool)
-    )
+    targets = Targets(torch.tensor([5, 6, 7, 8]), torch.tensor([2, 2]))
+    batch = Batch(waves, targets, targets, torch.zeros(2, int(frames), dtype=torch.bool))
     loss = sum(ears.loss(batch, config.middle_loss))
     loss.backward()
     parameters = sum(p.numel() for p in ears.parameters())

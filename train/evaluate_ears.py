@@ -70,7 +70,7 @@ def run(
     if out and not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: {out.parent} is no folder; make it first")
     board = Scoreboard("ears")
-    encoder = SpeechEncoder.load(model, choose_device(options.device))
+    encoder = SpeechEncoder.load(model, choose_device(options.device), units_needed=False)
     if encoder.ctc is None:
         raise ValueError(f"{model} has no CTC head (speech_encoder/ctc.safetensors): it spells no words to judge")
     reader = _unit_reader(model, encoder, board)

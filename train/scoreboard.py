@@ -15,7 +15,10 @@ import torch
 from most_core.checkpoint_files import read_json
 from train.word_errors import interval, rate
 
-BARS = {"ctc_wer_seen": 0.04, "ctc_wer_unseen": 0.15, "slot_wer_human": 0.12, "encoder_rtf_1t": 0.05}  # at most
+BARS = {  # at most
+    **{"ctc_wer_seen": 0.04, "ctc_wer_unseen": 0.15, "slot_wer_human": 0.12, "encoder_rtf_1t": 0.05},
+    **{"resynth_wer": 0.2, "resynth_ratio": 1.5, "vocoder_rtf_1t": 0.1, "vocoder_first_chunk_ms_1t": 60.0},
+}
 LOW, HIGH = "_low", "_high"
 
 
@@ -26,12 +29,22 @@ class Scoreboard:
     bench: str
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _shares: set[str] = field(default_factory=set)  # figures shown in percent
 
     def add_rate(self, name: str, errors: np.ndarray, words: np.ndarray) -> None:
         """Word errors of utterances as a rate with its 95 % interval; nothing where there are no words."""
         if words.sum():
             self.figures[name] = rate(errors, words)
             self.figures[name + LOW], self.figures[name + HIGH] = interval(errors, words)
+            self._shares.add(name)
+
+    def add_mean(self, name: str, values: np.ndarray) -> None:
+        """The mean of a figure that each utterance has, with its 95 % interval; those that are nan do not count."""
+        values = np.asarray(values, dtype=float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            self.figures[name] = rate(values, np.ones(len(values)))
+            self.figures[name + LOW], self.figures[name + HIGH] = interval(values, np.ones(len(values)))
 
     def as_json(self) -> dict[str, Any]:
         figures = {name: float(f"{value:.4g}") for name, value in self.figures.items()}
@@ -53,9 +66,11 @@ class Scoreboard:
 
     def _row(self, name: str) -> str:
         value, between = self.figures[name], ""
-        share = name + LOW in self.figures
+        share = name in self._shares
         if share:
             between = f"{100 * self.figures[name + LOW]:.1f} .. {100 * self.figures[name + HIGH]:.1f}"
+        elif name + LOW in self.figures:
+            between = f"{self.figures[name + LOW]:.3g} .. {self.figures[name + HIGH]:.3g}"
         measured = f"{100 * value:6.2f} %" if share else f"{value:8.4g}"
         row = f"{measured}   {between:>13}"
         if name in BARS:

@@ -271,6 +271,18 @@ def test_a_head_may_spell_several_letters_a_frame(encoder, tmp_path):
     assert max(word.end_s for word in words) <= frames * 0.04 + 1e-6
 
 
+def test_an_encoder_without_units_loads_where_none_are_needed(encoder, tmp_path):
+    SpeechEncoder(encoder.model, encoder.quantizer, _spelling_head(encoder)).save(tmp_path)
+    whole = SpeechEncoder.load(tmp_path)
+    (tmp_path / "units.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"units\.safetensors is missing"):
+        SpeechEncoder.load(tmp_path)
+    bare = SpeechEncoder.load(tmp_path, units_needed=False)
+    assert bare.words(TONE) == whole.words(TONE)
+    assert bare.num_units == 1
+    assert set(bare.units(TONE)) == {0}
+
+
 def test_the_last_state_is_the_normalized_one():
     config = untrained_encoder(24, 8).model.config
     config.do_stable_layer_norm = True

@@ -16,7 +16,7 @@ from train import encoder
 from train.checkpoints import latest_checkpoint, load_checkpoint
 from train.config import RunOptions, to_yaml
 from train.data.augment import NO_AUGMENTATION
-from train.data.mixture import LETTERS, Batch, Masking, Speech
+from train.data.mixture import LETTERS, Masking, Speech, Targets
 from train.encoder import Config, Ears, Shape, ctc_loss, learning_rate, run
 
 SMALL = Shape(conv_dim=(8, 8, 16, 16, 16), hidden=32, layers=2, heads=2, feed_forward=32, middle_layer=1)
@@ -142,13 +142,15 @@ def test_other_settings_do_not_continue_a_run(config, tmp_path):
     assert weights(tmp_path)["step"] == 2
 
 
-def test_loss_is_per_letter_and_forgives_what_cannot_be_spelled():
-    logits = torch.zeros(2, 6, len(LETTERS))
-    batch = Batch(torch.zeros(2, 1), torch.tensor([3, 3, 3, 3, 3, 4]), torch.tensor([5, 1]), torch.zeros(2, 1))
-    both = ctc_loss(logits, batch)  # five letters alike need nine steps
-    alone = Batch(batch.waves[:1], batch.letters[5:], batch.lengths[1:], batch.mask[:1])
-    assert both.isfinite()
-    assert both == pytest.approx(ctc_loss(logits[:1], alone).item())
+def test_what_cannot_be_spelled_or_is_not_known_counts_for_nothing():
+    logits = torch.randn(3, 6, len(LETTERS), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    three = Targets(torch.tensor([3, 3, 3, 3, 3, 4]), torch.tensor([5, 1, 0]))  # five letters alike need nine steps
+    alone = Targets(torch.tensor([4]), torch.tensor([1]))
+    loss = ctc_loss(logits, three)
+    assert loss.item() == pytest.approx(ctc_loss(logits[1:2], alone).item())
+    loss.backward()
+    assert not logits.grad[[0, 2]].any()
+    assert ctc_loss(logits, Targets(torch.tensor([], dtype=torch.long), torch.tensor([0, 0, 0]))) == 0
 
 
 def test_a_dry_run_leaves_nothing(config, tmp_path, capsys):

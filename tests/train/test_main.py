@@ -25,13 +25,13 @@ def command(monkeypatch):
     """A stand-in for every command's module: keeps the arguments it ran with, and does what `.act` says."""
     fake = SimpleNamespace(Config=Config, ran=[], act=lambda: 0)
     fake.run = lambda *args: fake.ran.append(args) or fake.act()
-    for module, *_ in [*cli.COMMANDS.values(), cli.EVALUATE]:
+    for module, *_ in [*cli.COMMANDS.values(), *cli.EVALUATIONS.values()]:
         monkeypatch.setitem(sys.modules, module, fake)
     monkeypatch.delenv("MOST_DEBUG", raising=False)
     return fake
 
 
-@pytest.mark.parametrize("name", ["synthesize", "encoder", "units"])
+@pytest.mark.parametrize("name", ["synthesize", "encoder", "units", "vocoder"])
 def test_a_command_runs_with_defaults(command, name):
     assert cli.main([name]) == 0
     assert command.ran == [(Config(), Path("runs/default") / name, RunOptions())]
@@ -70,6 +70,14 @@ def test_ears_are_evaluated(command):
         (Path("assets/nano"), False, RunOptions(), None, None, None, None),
         (Path("m"), True, options, Path("d"), ["seen", "human"], Path("h"), Path("f.json")),
     ]
+
+
+def test_the_mouth_is_evaluated_without_what_is_for_ears(command, capsys):
+    assert cli.main(["evaluate", "mouth", "--model", "m", "--json", "--threads", "1", "--out", "f.json"]) == 0
+    assert command.ran == [(Path("m"), True, RunOptions(threads=1), Path("f.json"))]
+    assert cli.main(["evaluate", "mouth", "--only", "seen"]) == 2
+    assert capsys.readouterr().err.startswith("error: --only is for `evaluate ears`")
+    assert len(command.ran) == 1
 
 
 def test_the_status_of_a_command_is_the_status(command):
@@ -156,7 +164,7 @@ def test_a_newcomer_is_told_every_command_with_an_example(capsys):
 
 
 def test_examples_are_commands(command, monkeypatch):
-    for *_, example in [*cli.COMMANDS.values(), cli.EVALUATE]:
+    for *_, example in [*cli.COMMANDS.values(), *cli.EVALUATIONS.values()]:
         assert cli.parser().parse_args(example.split()[3:]).command == example.split()[3]
 
 

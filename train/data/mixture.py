@@ -16,6 +16,7 @@ import torch
 
 from most_core.speech import BLANK, WORD_SEPARATOR
 from train.data.augment import Augmentation, Augmenter
+from train.data.pronunciation import phone_ids
 from train.data.shards import ShardedSpeech
 from train.data.utterance import spoken_letters
 
@@ -36,13 +37,28 @@ class Speech:
     real: bool = False
 
 
+class Targets(NamedTuple):
+    """What CTC is to find in each row of a batch: `ids` of all rows in one sequence, `lengths` [B] of each."""
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+
+
 class Batch(NamedTuple):
-    """`waves` [B, N] float32, normalized; `letters` concatenated CTC targets; `lengths` [B] of them."""
+    """`waves` [B, N] float32, normalized; `mask` [B, T] is True where features are hidden from the encoder.
+
+    A row whose pronunciation nobody knows has no phones.
+    """
 
     waves: torch.Tensor
-    letters: torch.Tensor
-    lengths: torch.Tensor
-    mask: torch.Tensor  # [B, T] True where features are hidden from the encoder
+    letters: Targets
+    phones: Targets
+    mask: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.waves.to(device, non_blocking=True), self.letters, self.phones, self.mask.to(device, non_blocking=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ class SpeechMixture(torch.utils.data.Dataset):
         self.folders = [ShardedSpeech(source.path) for source in speech.values()]
         self.real = [source.real for source in speech.values()]
         rows: list[tuple[int, int]] = []
-        seconds, shares, self.letters, self.dropped = [], [], [], 0
+        seconds, shares, self.letters, self.phones, self.dropped = [], [], [], [], 0
         for folder_index, (folder, source) in enumerate(zip(self.folders, speech.values())):
             usable = []
             for i, (length, text) in enumerate(zip(folder.seconds, folder.texts)):
@@ -98,6 +114,7 @@ class SpeechMixture(torch.utils.data.Dataset):
                 if ids and length <= max_seconds and len(ids) + repeats <= room:
                     usable.append(i)
                     self.letters.append(np.array(ids, dtype=np.int16))
+                    self.phones.append(np.array(phone_ids(text), dtype=np.int16))
                 else:
                     self.dropped += 1
             total = float(sum(folder.seconds[i] for i in usable))
@@ -110,7 +127,7 @@ class SpeechMixture(torch.utils.data.Dataset):
             shares += [source.weight / total] * len(usable)
         order = np.argsort(seconds, kind="stable")
         self.rows = [rows[i] for i in order]
-        self.letters = [self.letters[i] for i in order]
+        self.letters, self.phones = ([ids[i] for i in order] for ids in (self.letters, self.phones))
         self.seconds = np.array(seconds)[order]
         share = np.array(shares)[order]
         heard = np.cumsum(share * self.seconds)
@@ -142,13 +159,8 @@ class SpeechMixture(torch.utils.data.Dataset):
         count = max(1, round(self.micro_batch_seconds / self.seconds[bucket[-1]]))
         rows = bucket[np.searchsorted(chances, rng.random(count))]
         waves = self.augmenter.batch([self.wave(i) for i in rows], [self.real[self.rows[i][0]] for i in rows], rng)
-        letters = [self.letters[i] for i in rows]
-        return Batch(
-            normalized(waves),
-            torch.from_numpy(np.concatenate(letters).astype(np.int64)),
-            torch.tensor([len(ids) for ids in letters]),
-            self._masked(len(rows), waves.shape[1], rng),
-        )
+        letters, phones = (_targets([ids[i] for i in rows]) for ids in (self.letters, self.phones))
+        return Batch(normalized(waves), letters, phones, self._masked(len(rows), waves.shape[1], rng))
 
     def _masked(self, rows: int, samples: int, rng: np.random.Generator) -> torch.Tensor:
         frames = samples
@@ -158,3 +170,8 @@ class SpeechMixture(torch.utils.data.Dataset):
         for row, start in zip(*np.nonzero(rng.random(mask.shape) < self.masking.share)):
             mask[row, start : start + rng.integers(*self.masking.frames, endpoint=True)] = True
         return torch.from_numpy(mask)
+
+
+def _targets(rows: Sequence[np.ndarray]) -> Targets:
+    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    return Targets(ids, torch.tensor([len(row) for row in rows]))

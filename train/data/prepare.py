@@ -74,7 +74,7 @@ def transcribed(utterances: Iterable[Utterance], source: str) -> Iterator[Uttera
     elif source == POCKETSPHINX:
         texts = {name: found.text for name, found in pocketsphinx_transcripts(orders).items()}
     else:
-        encoder = SpeechEncoder.load(source)
+        encoder = SpeechEncoder.load(source, units_needed=False)
         if len(orders) < len(items):
             yield from pseudo_labelled(items, encoder.words)
             return

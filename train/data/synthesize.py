@@ -32,6 +32,7 @@ from train.data.utterance import Utterance
 from train.data.voices import (
     ENGINE_WEIGHTS,
     LICENCES,
+    UNSEEN,
     SynthesisError,
     Synthesizer,
     Voice,
@@ -48,7 +49,10 @@ TextOf = Callable[["Config", int], tuple[str, str]]
 
 @dataclass(frozen=True)
 class Config:
-    """What to speak, by whom, how much. `texts` weighs nano's world, open English and lists of words."""
+    """What to speak, by whom, how much. `texts` weighs nano's world, open English and lists of words.
+
+    `voices` are many, or the one described.
+    """
 
     seed: int = 0
     split: Literal["train", "test"] = "train"
@@ -56,7 +60,7 @@ class Config:
     utterances_per_shard: int = 1000
     texts: dict[str, float] = field(default_factory=lambda: {"world": 0.5, "english": 0.4, "words": 0.1})
     answers: float = 0.2  # how much of the world's share are answers rather than questions
-    voices: Literal["training", "unseen"] = "training"
+    voices: Literal["training", "unseen"] | Voice = "training"
     engines: dict[str, float] = field(default_factory=lambda: dict(ENGINE_WEIGHTS))
     workers: int = 2
 
@@ -72,6 +76,12 @@ class Config:
                 raise ValueError(f"{name} is {weights}; expected weights of 0 or more, one of them above 0")
         if not 0 <= self.answers <= 1:
             raise ValueError(f"answers is {self.answers}; expected a share, 0..1")
+        if isinstance(self.voices, Voice) and any(
+            (self.voices.engine, self.voices.name) == (unseen.engine, unseen.name) for unseen in UNSEEN
+        ):
+            raise ValueError(
+                f"voices is {self.voices.engine} {self.voices.name}, which is kept for tests: choose another"
+            )
 
     @property
     def generator(self) -> dict[str, Any]:
@@ -99,6 +109,8 @@ def text(config: Config, index: int) -> tuple[str, str]:
 
 def voice(config: Config, index: int, attempt: int) -> Voice:
     """Who says sentence number `index`, the `attempt`-th time that a voice is looked for."""
+    if isinstance(config.voices, Voice):
+        return config.voices
     if config.voices == "unseen":
         return unseen_voices()[(index + attempt) % len(unseen_voices())]
     return training_voices(config.seed, index * ATTEMPTS + attempt, config.engines)
@@ -117,7 +129,7 @@ def utterance(synthesizer: Synthesizer, config: Config, shard: int, row: int, te
             failure = error
             continue
         return Utterance(
-            id=f"{config.split}-{config.voices}-{config.seed}/{shard:05}/{row:05}/{attempt}",
+            id=f"{config.split}-{_called(config.voices)}-{config.seed}/{shard:05}/{row:05}/{attempt}",
             speaker=speaker.speaker,
             text=words,
             wave=wave,
@@ -127,6 +139,10 @@ def utterance(synthesizer: Synthesizer, config: Config, shard: int, row: int, te
             task=task,
         )
     raise failure
+
+
+def _called(voices: str | Voice) -> str:
+    return voices.name if isinstance(voices, Voice) else voices
 
 
 def shard_name(shard: int) -> str:
@@ -190,6 +206,8 @@ def run(config: Config, out: Path, options: RunOptions, text_of: TextOf = text) 
 
 
 def _engines(config: Config) -> list[str]:
+    if isinstance(config.voices, Voice):
+        return [config.voices.engine]
     if config.voices == "unseen":
         return [voice.engine for voice in unseen_voices()]
     return [engine for engine, weight in config.engines.items() if weight > 0]

@@ -19,6 +19,10 @@ def mixture(sources, augmentation=NO_AUGMENTATION, masking=UNMASKED, **settings)
     return SpeechMixture(sources, augmentation, masking, **given)
 
 
+def rows_of(targets):
+    return targets.ids.split(targets.lengths.tolist())
+
+
 def test_letters_are_numbered_from_the_blank():
     assert LETTERS["<pad>"] == 0
     assert letter_ids("It's a!") == [LETTERS[c] for c in ("i", "t", "'", "s", "|", "a")]
@@ -31,7 +35,9 @@ def test_any_batch_is_the_same_at_any_time(shards):
     wanted = first[7]
     _ = first[3], first[8]
     again, other_seed = mixture(sources, Augmentation(), Masking(0.05))[7], mixture(sources, Augmentation(), seed=2)[7]
-    assert all(torch.equal(a, b) for a, b in zip(wanted, again))
+    assert torch.equal(wanted.waves, again.waves)
+    assert torch.equal(wanted.mask, again.mask)
+    assert torch.equal(wanted.letters.ids, again.letters.ids)
     assert wanted.waves.shape != other_seed.waves.shape or not torch.equal(wanted.waves, other_seed.waves)
     assert wanted.mask.any()
 
@@ -41,8 +47,8 @@ def test_targets_belong_to_their_waves(shards):
     by_length = {len(spoken(0, text).wave): letter_ids(text) for text in speech.folders[0].texts}
     for index in range(5):
         batch = speech[index]
-        assert batch.lengths.sum() == len(batch.letters)
-        for wave, letters in zip(batch.waves, batch.letters.split(batch.lengths.tolist())):
+        assert len(batch.phones.lengths) == len(batch.waves)
+        for wave, letters in zip(batch.waves, rows_of(batch.letters)):
             silence = wave[-1]  # what follows the voice in its row, or its own last sample
             end = int(torch.nonzero((wave - silence).abs() > 1e-3).max()) + 1
             nearest = min(by_length, key=lambda length: abs(length - end))
@@ -64,15 +70,15 @@ def test_hours_are_shared_by_weight(tmp_path):
     few = write_folder(tmp_path / "few", [spoken(i, "yes", "few") for i in range(3)])
     many = write_folder(tmp_path / "many", [spoken(i, "nope", "many") for i in range(60)])
     speech = mixture({"few": Speech(few, weight=3.0), "many": Speech(many, weight=1.0)})
-    drawn = [letters.tolist() for i in range(60) for letters in speech[i].letters.split(speech[i].lengths.tolist())]
+    drawn = [letters.tolist() for i in range(60) for letters in rows_of(speech[i].letters)]
     seconds = {"few": sum(3 for d in drawn if len(d) == 3), "many": sum(4 for d in drawn if len(d) == 4)}
     assert seconds["few"] / sum(seconds.values()) == pytest.approx(0.75, abs=0.06)
 
 
 def test_short_ones_come_first(shards):
     early = mixture({"a": Speech(shards)}, short_first=1000)
-    assert {early[i].lengths.max().item() for i in range(8)} == {3}
-    assert {early[1000 + i].lengths.max().item() for i in range(60)} == {3, 7, 13, 20, 23}
+    assert {early[i].letters.lengths.max().item() for i in range(8)} == {3}
+    assert {early[1000 + i].letters.lengths.max().item() for i in range(60)} == {3, 7, 13, 20, 23}
 
 
 def test_what_cannot_be_spelled_in_time_is_left_out(tmp_path):

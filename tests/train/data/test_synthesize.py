@@ -15,7 +15,7 @@ from train.config import RunOptions, load_config
 from train.data import synthesize
 from train.data.shards import ShardedSpeech, read_manifest
 from train.data.synthesize import Config, run, utterance
-from train.data.voices import SynthesisError, unseen_voices
+from train.data.voices import SynthesisError, Voice, unseen_voices
 
 pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 
@@ -74,6 +74,19 @@ def test_unseen_voices_are_only_the_two():
     for row in range(4):
         utterance(synthesizer, replace(QUICK, voices="unseen", split="test"), 0, row, sentence_of)
     assert {voice for _, voice in synthesizer.calls} == set(unseen_voices())
+
+
+def test_one_voice_says_everything_but_a_voice_of_the_tests_nothing():
+    fixed = Voice("flite", "slt", intonation=0.8)
+    synthesizer = FakeSynthesizer(failures=[1])
+    made = [utterance(synthesizer, replace(QUICK, voices=fixed), 0, row, sentence_of) for row in range(3)]
+    assert {voice for _, voice in synthesizer.calls} == {fixed}
+    assert made[0].id == "train-slt-0/00000/00000/0"
+    loaded = load_config(Config, None, ["voices={engine: flite, name: slt, intonation: 0.8}"])
+    assert loaded.voices == fixed
+    assert json.loads(json.dumps(loaded.generator))["voices"]["intonation"] == 0.8
+    with pytest.raises(ValueError, match="voices is flite rms, which is kept for tests"):
+        load_config(Config, None, ["voices={engine: flite, name: rms}"])
 
 
 def test_text_mixture_follows_its_weights(monkeypatch):

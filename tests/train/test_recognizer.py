@@ -1,0 +1,33 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from train.data.voices import Synthesizer, Voice
+from train.recognizer import dictionary, hear_all, prepared
+from train.trigram import Trigram
+
+pytest.importorskip("pocketsphinx")
+
+
+def test_its_dictionary_is_of_plain_words():
+    words = dictionary()
+    assert {"the", "don't", "breakfast", "a"} <= words
+    assert not [word for word in words if "(" in word or word != word.lower()]
+
+
+def test_silence_is_not_digital():
+    samples = np.frombuffer(prepared(np.zeros(1600, np.float32)), "<i2")
+    assert len(samples) == 1600 + 2 * 3200
+    assert 0.5 < samples.std() < 2
+    assert prepared(np.zeros(1600, np.float32)) == samples.tobytes()
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+def test_it_hears_what_a_synthesizer_says(tmp_path):
+    texts = ["what is seven plus five", "good morning", "the sky is blue"]
+    lines = [text.split() for text in texts]
+    Trigram(lines, {word for line in lines for word in line}).write(tmp_path / "model.arpa")
+    with Synthesizer() as synthesizer:
+        waves = [synthesizer.speak(text, Voice("flite", "slt")) for text in texts]
+    assert hear_all(tmp_path / "model.arpa", waves, workers=1) == texts

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The mouth from the ears, into runs/SIZE/mouth. Stopped anywhere, the same command continues.
+#
+#   train/recipes/mouth.sh [nano | nano-gpu | debug]
+#
+# Needs Debian's flite, PocketSphinx for the measurements, and runs/SIZE/ears, which train/recipes/ears.sh makes.
+set -euo pipefail
+size=${1:-nano}
+speech=runs/$size/speech
+train() { "${PYTHON:-.venv/bin/python}" -m train "$@"; }
+
+[ -f "runs/$size/ears/units.safetensors" ] ||
+  { echo "error: runs/$size/ears holds no units: run train/recipes/ears.sh $size first" >&2; exit 2; }
+train synthesize --config "voice-$size" --out "$speech/voice"
+train synthesize --config check-voice --out "$speech/check-voice"
+train vocoder --config "vocoder-$size" --out "runs/$size/mouth"
+train evaluate mouth --model "runs/$size/mouth" --out "runs/$size/mouth/figures.json"

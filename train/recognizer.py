@@ -1,0 +1,65 @@
+"""A recognizer that nobody here made: PocketSphinx with its US English voices and dictionary, and our trigram."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.data.shards import FULL_SCALE, SAMPLE_RATE, to_pcm
+from train.workers import end_with_parent
+
+SILENCE_S = 0.2  # before and after, which sentences in its training had
+
+
+@cache
+def dictionary() -> frozenset[str]:
+    """The words, in lower case, that it knows how to pronounce."""
+    lines = Path(_pocketsphinx().get_model_path("en-us/cmudict-en-us.dict")).read_text(encoding="utf-8").splitlines()
+    return frozenset(line.split(maxsplit=1)[0] for line in lines if line and "(" not in line.split(maxsplit=1)[0])
+
+
+def hear_all(language_model: Path, waves: Sequence[np.ndarray], workers: int = 2) -> list[str]:
+    """The words heard in each sound, float32 at 16 kHz, by several processes."""
+    _pocketsphinx()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(language_model,)) as pool:
+        return list(pool.map(_hear, waves, chunksize=4))
+
+
+def _pocketsphinx() -> Any:
+    try:
+        import pocketsphinx
+    except ImportError:
+        raise ModuleNotFoundError("an independent recognizer is needed: pip install pocketsphinx") from None
+    return pocketsphinx
+
+
+_decoder: Any = None
+
+
+def _start(language_model: Path) -> None:
+    global _decoder
+    end_with_parent()
+    _decoder = _pocketsphinx().Decoder(lm=str(language_model), cmn="batch", loglevel="FATAL")
+
+
+def _hear(wave: np.ndarray) -> str:
+    _decoder.start_utt()
+    _decoder.process_raw(prepared(wave), full_utt=True)
+    _decoder.end_utt()
+    heard = _decoder.hyp()
+    return heard.hypstr if heard else ""
+
+
+def prepared(wave: np.ndarray) -> bytes:
+    """What it is given: 16-bit samples with a breath of noise, for the logarithm of digital silence says nothing."""
+    margin = np.zeros(round(SILENCE_S * SAMPLE_RATE), np.float32)
+    padded = np.concatenate([margin, wave, margin])
+    noise = np.random.default_rng(len(wave)).standard_normal(len(padded)) / FULL_SCALE
+    return to_pcm(padded + noise).tobytes()

@@ -1,0 +1,348 @@
+"""`python -m train vocoder`: the mouth. A small HiFi-GAN learns to speak units in one voice.
+
+What is special about it:
+- units come from the frozen encoder, computed once; crops of units and sound are drawn as a function of (seed, step);
+- spectral losses alone find out what each unit sounds like, then discriminators join and make it sound like a voice;
+- generator and discriminators learn from the same pass, so a step costs one forward of each and one exchange of
+  gradients between workers (one thread each, as in `train/encoder.py`);
+- discriminators look at a window of the crop: context is what units need, detail is what discriminators need;
+- what is evaluated and exported is the running average of the generator's weights.
+
+`out` becomes a folder that `SpeechEncoder.load`, `Vocoder.load` and `python -m train evaluate mouth` read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from most_core.loading import choose_device
+from most_core.speech import SpeechEncoder
+from most_core.vocoder import UnitHifiGan, VocoderConfig, receptive_field_samples
+from train import discriminators
+from train.checkpoints import resume, save_checkpoint
+from train.config import RunOptions, config_hash, deadline, to_yaml
+from train.data.shards import ShardedSpeech
+from train.data.unit_speech import (
+    Batch,
+    UnitCrops,
+    best_shift,
+    encode_piece,
+    pieces,
+    read_units,
+    units_folder,
+    wave_of,
+)
+from train.discriminators import Discriminators
+from train.progress import Progress, plot_losses
+from train.vocoder_export import export
+from train.vocoder_losses import SpectralLoss
+from train.vocoder_samples import check
+from train.workers import agreed, end_with_parent, keep_memory, sum_gradients
+
+FIRST_LOUDNESS = 0.05
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A generator, as `VocoderConfig` describes it; the encoder says how many units there are."""
+
+    embedding_dim: int = 128
+    upsample_rates: tuple[int, ...] = (8, 5, 4, 4)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 11, 8, 8)
+    upsample_initial_channel: int = 256
+    resblock_kernel_sizes: tuple[int, ...] = (3, 5)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3), (1, 3))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each loss counts."""
+
+    mel: float = 15.0
+    stft: float = 3.0
+    adversarial: float = 1.0
+    features: float = 2.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the vocoder's training. `encoder` is the output of `python -m train units`."""
+
+    encoder: Path
+    speech: tuple[Path, ...]  # folders of shards, all of one voice
+    check: Path | None = None  # a folder of shards to speak again now and then
+    shift: int | None = None  # samples from a recording's start to the sound of its first unit; None: measured
+    shape: Shape = field(default_factory=Shape)
+    discriminators: discriminators.Shape = field(default_factory=discriminators.Shape)
+    weights: Weights = field(default_factory=Weights)
+    seed: int = 0
+    steps: int = 16_000
+    adversarial_from: int = 4000  # discriminators join at this step
+    micro_batches: int = 2
+    crops: int = 4  # of a micro-batch
+    crop_units: int = 32  # 1.28 seconds
+    window_units: int = 13  # of a crop, which the discriminators judge
+    learning_rate: float = 5e-4
+    discriminator_learning_rate: float = 2e-4
+    warmup: int = 200
+    clip: float = 20.0
+    average: float = 0.999
+    log_every: int = 20
+    check_every: int = 1000
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 < self.window_units <= self.crop_units:
+            raise ValueError(f"window_units is {self.window_units}; expected 1..{self.crop_units}, as crop_units says")
+
+
+def generator(shape: Shape, num_units: int, seed: int) -> UnitHifiGan:
+    """A new generator whose first sound is noise of a speaker's loudness.
+
+    PyTorch's own first weights let the signal fade from layer to layer until only biases are heard.
+    """
+    torch.manual_seed(seed)
+    model = UnitHifiGan(VocoderConfig(num_units=num_units, **asdict(shape)))
+    with torch.no_grad():
+        for name, module in model.generator.named_modules():
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                inputs = module.in_channels * module.kernel_size[0] / module.stride[0]
+                # Residual branches begin small, or every block would double the signal
+                nn.init.normal_(module.weight, std=(0.3 if ".convs2." in name else 1.0) * math.sqrt(2 / inputs))
+                nn.init.zeros_(module.bias)
+        loudness = model(torch.arange(num_units)[None]).std()
+        model.generator.conv_post.weight.mul_(FIRST_LOUDNESS / loudness)
+    return model
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Factor of both learning rates: linear warm-up, then a cosine down to a twentieth."""
+    done = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
+    return min(1.0, (step + 1) / max(1, config.warmup)) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def run(config: Config, out: Path, options: RunOptions) -> int:
+    """Train, or go on training, in `out`; leaves `out/vocoder` and the encoder that its units are of."""
+    if options.dry_run:
+        return _dry_run(config)
+    device = torch.device(choose_device(options.device))
+    if options.fresh:
+        resume(out / "checkpoints", config_hash(config), fresh=True)
+    workers = min(config.micro_batches, options.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
+    if workers == 1:
+        _work(0, 1, config, out, options, 0)
+    else:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        torch.multiprocessing.spawn(_work, (workers, config, out, options, port), nprocs=workers)
+    return 0
+
+
+def _work(rank: int, workers: int, config: Config, out: Path, options: RunOptions, port: int) -> None:
+    """One process of the run. All of them hold the same weights; rank 0 also writes."""
+    device = torch.device(choose_device(options.device))
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        keep_memory()
+    if workers > 1:
+        end_with_parent()
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    late = deadline(options.minutes)
+    encoder = SpeechEncoder.load(config.encoder, device)
+    speech = ShardedSpeech(*config.speech)
+    folder = units_folder(out, config.encoder, config.speech)
+    if _encoded(encoder, speech, folder, rank, workers, late):
+        _train(rank, workers, config, out, device, encoder, speech, read_units(speech, folder), late)
+    elif rank == 0:
+        print("stopped before all units were computed; the same command continues", flush=True)
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+def _encoded(
+    encoder: SpeechEncoder, speech: ShardedSpeech, folder: Path, rank: int, workers: int, late: Callable[[], bool]
+) -> bool:
+    """Compute the units that are not there yet, each worker its share; False if time ran out."""
+    mine = pieces(speech)[rank::workers]
+    stop = False
+    with Progress(None, len(mine), title="units", unit="piece", stream=None if rank == 0 else _nowhere()) as bar:
+        for place, piece in enumerate(mine):
+            stop = late()
+            if stop:
+                break
+            encode_piece(encoder, speech, folder, piece)
+            bar.update(place)
+    return not agreed(stop, workers)  # and nobody goes on before all are here
+
+
+def _train(
+    rank: int,
+    workers: int,
+    config: Config,
+    out: Path,
+    device: torch.device,
+    encoder: SpeechEncoder,
+    speech: ShardedSpeech,
+    units: list[np.ndarray],
+    late: Callable[[], bool],
+) -> None:
+    model = generator(config.shape, encoder.num_units, config.seed).to(device)
+    average = UnitHifiGan(model.config).to(device).requires_grad_(False).eval()
+    average.load_state_dict(model.state_dict())
+    judges = Discriminators(config.discriminators).to(device)
+    spectral = SpectralLoss(model.config.sample_rate).to(device)
+    optimizers = {
+        "model": torch.optim.AdamW(model.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True),
+        "judges": torch.optim.AdamW(judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True),
+    }
+    parts = {"generator": model, "average": average, "discriminators": judges}
+    parts |= {f"optimizer of {name}": optimizer for name, optimizer in optimizers.items()}
+    state, first, shift = resume(out / "checkpoints", config_hash(config)), 0, config.shift
+    if state is not None:
+        first, shift = state["step"], state["shift"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    size, told = model.config.samples_per_unit, float("nan")
+    if shift is None:
+        longest = encoder.first_frame_samples - encoder.samples_per_frame
+        shift, told = best_shift(speech, units, encoder.num_units, size, longest)
+    crops = UnitCrops(
+        speech, units, shift, size, config.crop_units, config.crops, config.window_units * size, config.seed
+    )
+    heard = ShardedSpeech(config.check) if config.check and rank == 0 else None
+    heard_units = [encoder.units(wave_of(heard, row)) for row in range(len(heard))] if heard else []
+    main = rank == 0
+    with Progress(
+        out if main else None, config.steps, step=first, title="vocoder", stream=None if main else _nowhere()
+    ) as bar:
+        if main:
+            bar.note(
+                f"{_millions(model)} parameters, discriminators {_millions(judges)}; {crops.hours:.1f} hours in "
+                f"{len(crops.rows)} utterances ({crops.dropped} dropped), sound {shift} samples after its frame's first"
+                + (f" (units tell {100 * told:.0f} % of it)" if told == told else "")
+                + f", {workers} worker(s) on {device.type}, from step {first}"
+            )
+        started = time.monotonic()
+        for step in range(first, config.steps):
+            adversarial = step >= config.adversarial_from
+            rate = learning_rate(config, step)
+            for name, highest in (("model", config.learning_rate), ("judges", config.discriminator_learning_rate)):
+                for group in optimizers[name].param_groups:
+                    group["lr"] = highest * rate
+            totals = torch.zeros(5)
+            for micro in range(rank, config.micro_batches, workers):
+                batch = crops[step * config.micro_batches + micro]
+                batch = Batch(batch.units.to(device), batch.waves.to(device), batch.window)
+                totals += _backward(config, model, judges if adversarial else None, spectral, batch, size)
+            learning = {"model": list(model.parameters())}
+            if adversarial:
+                learning["judges"] = list(judges.parameters())
+            every = [parameter for parameters in learning.values() for parameter in parameters]
+            totals = sum_gradients(every, totals, workers) / config.micro_batches
+            torch._foreach_div_([parameter.grad for parameter in every], float(config.micro_batches))
+            norms = {}
+            for name, parameters in learning.items():
+                norms[name] = nn.utils.clip_grad_norm_(parameters, config.clip)
+                optimizers[name].step()
+                optimizers[name].zero_grad()
+            with torch.no_grad():
+                decay = min(config.average, (step + 1) / (step + 10))
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            done = step + 1
+            if step % config.log_every == 0:
+                names = (
+                    "loss/mel",
+                    "loss/stft",
+                    "adversarial/discriminators",
+                    "adversarial/generator",
+                    "features/apart",
+                )
+                logged = dict(zip(names, totals.tolist())) if adversarial else dict(zip(names[:2], totals.tolist()))
+                seconds = (done - first) * config.micro_batches * config.crops * config.crop_units * size / 16_000
+                logged |= {f"norm/{name}": float(norm) for name, norm in norms.items()}
+                bar.log(step, **logged, x_real_time=seconds / (time.monotonic() - started))
+            else:
+                bar.update(step)
+            stop = agreed(late(), workers)
+            if heard and (done % config.check_every == 0 or done == config.steps or stop):
+                found = check(average, heard, heard_units, shift, out / "samples" / f"step-{done:08d}")
+                bar.log(step, **{f"check_{name}": value for name, value in found.items()})
+            if done % config.checkpoint_every == 0 or done == config.steps or stop:
+                if main:
+                    state = {name: part.state_dict() for name, part in parts.items()} | {"shift": shift}
+                    save_checkpoint(out / "checkpoints", done, state, config_hash=config_hash(config))
+                if stop and done < config.steps:
+                    bar.note(f"stopped at step {done} of {config.steps}; the same command continues")
+                    break
+    if main:
+        if (out / "log.jsonl").stat().st_size:
+            plot_losses(out)
+        export(average, out, config.encoder, config.speech, shift)
+        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+
+def _backward(
+    config: Config,
+    model: UnitHifiGan,
+    judges: Discriminators | None,
+    spectral: SpectralLoss,
+    batch: Batch,
+    size: int,
+) -> torch.Tensor:
+    """Add a micro-batch's gradients to those of the generator and the discriminators; returns the five losses."""
+    made = model(batch.units)
+    stft, mel = spectral(made, batch.waves)
+    loss = config.weights.mel * mel + config.weights.stft * stft
+    losses = [mel, stft]
+    if judges is not None:
+        window = slice(batch.window, batch.window + config.window_units * size)
+        # A leaf of its own: what the generator learns must not reach the discriminators' weights, nor the reverse
+        shown = made[:, window].detach().requires_grad_()
+        judgement = judges(shown, batch.waves[:, window])
+        weights = list(judges.parameters())
+        for weight, grad in zip(weights, torch.autograd.grad(judgement.discriminators, weights, retain_graph=True)):
+            weight.grad = grad if weight.grad is None else weight.grad + grad
+        wish = config.weights.adversarial * judgement.generator + config.weights.features * judgement.features
+        loss = loss + (made[:, window] * torch.autograd.grad(wish, shown)[0]).sum()
+        losses += judgement
+    loss.backward()
+    return torch.tensor([value.item() for value in losses] + [0.0] * (5 - len(losses)))
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
+
+
+def _nowhere() -> Any:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _dry_run(config: Config) -> int:
+    """Show the resolved settings and the sizes, and take one step on noise."""
+    model = generator(config.shape, 500, config.seed)
+    judges, size = Discriminators(config.discriminators), model.config.samples_per_unit
+    random = torch.Generator().manual_seed(0)
+    units = torch.randint(500, (2, config.crop_units), generator=random)
+    waves = 0.1 * torch.randn(2, config.crop_units * size, generator=random)
+    losses = _backward(config, model, judges, SpectralLoss(), Batch(units, waves, 0), size)
+    hours = config.steps * config.micro_batches * config.crops * config.crop_units * size / 16_000 / 3600
+    ahead = receptive_field_samples(model.config)[1] / 16
+    print(
+        f"{_millions(model)} parameters with 500 units, looking {ahead:.0f} ms ahead, discriminators "
+        f"{_millions(judges)}; {hours:.0f} hours heard in {config.steps} steps; one step on noise: mel "
+        f"{losses[0]:.2f}, stft {losses[1]:.2f}, discriminators {losses[2]:.2f}"
+    )
+    return 0
