@@ -3,7 +3,7 @@
 What is special about it:
 - the first convolution strides 8 samples at once: a front end on raw sound that costs a CPU no more than a mel
   spectrogram; 25 frames a second;
-- a middle layer learns to hear phones (CTC again), which the layers above it then spell: English spelling is too wild to
+- a middle layer learns to hear phones (CTC again), which the layers above then spell: English spelling is too wild to
   be learnt from sound at once. It is also what makes that layer's clusters, the units, phonetic;
 - augmentation and time masks are drawn anew each time, as a function of (seed, step): nothing to save, exact resume;
 - on a CPU each worker process is one thread and takes its share of the step's micro-batches: two such processes are

@@ -142,10 +142,11 @@ def _measure_likeness(
 def _measure_streams(board: Scoreboard, vocoder: Vocoder, units: Sequence[np.ndarray], seed: int = 5) -> None:
     """Sound of random chunks against the same all at once, and how rough it is at the seams.
 
-    `seam_roughness` is the second difference of samples at seams over the same at all samples: 1 is no click at all.
+    `seam_roughness` is the second difference of samples at seams over that of the sound made all at once in the same
+    places: 1 is no click at all.
     """
     rng = np.random.default_rng(seed)
-    furthest, seams, everywhere = 0.0, [], []
+    furthest, seams, own = 0.0, [], []
     for row in units[:TIMED]:
         stream, chunks, start = vocoder.stream(), [], 0
         while start < len(row):
@@ -155,15 +156,14 @@ def _measure_streams(board: Scoreboard, vocoder: Vocoder, units: Sequence[np.nda
         chunks.append(stream.finish())
         sound, offline = np.concatenate(chunks), vocoder.synthesize(row)
         furthest = max(furthest, float(np.abs(sound - offline).max()))
-        bends = np.abs(np.diff(sound.astype(np.float64), 2))
         places = np.cumsum([len(chunk) for chunk in chunks if len(chunk)])[:-1]
         around = np.concatenate([places - 2, places - 1])
-        seams.append(np.square(bends[around[(around >= 0) & (around < len(bends))]]))
-        everywhere.append(np.square(bends))
+        for bends, of in ((seams, sound), (own, offline)):
+            bends.append(np.square(np.diff(of.astype(np.float64), 2)[around]))
     board.figures["stream_difference"] = furthest
     board.figures["n_seams"] = sum(map(len, seams)) // 2
     if board.figures["n_seams"]:
-        ratio = np.concatenate(seams).mean() / max(1e-20, np.concatenate(everywhere).mean())
+        ratio = np.concatenate(seams).mean() / max(1e-20, np.concatenate(own).mean())
         board.figures["seam_roughness"] = float(np.sqrt(ratio))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from train.data.shards import FULL_SCALE, SAMPLE_RATE, to_pcm
 from train.workers import end_with_parent
 
+LANGUAGE_WEIGHT = 7.5  # of the trigram's logarithms beside those of sound; PocketSphinx's own is 6.5
 SILENCE_S = 0.2  # before and after, which sentences in its training had
 
 
@@ -46,7 +47,7 @@ _decoder: Any = None
 def _start(language_model: Path) -> None:
     global _decoder
     end_with_parent()
-    _decoder = _pocketsphinx().Decoder(lm=str(language_model), cmn="batch", loglevel="FATAL")
+    _decoder = _pocketsphinx().Decoder(lm=str(language_model), lw=LANGUAGE_WEIGHT, cmn="batch", loglevel="FATAL")
 
 
 def _hear(wave: np.ndarray) -> str:

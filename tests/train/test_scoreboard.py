@@ -32,6 +32,19 @@ def test_no_words_give_no_figure(board):
     assert not [name for name in board.figures if "human" in name]
 
 
+def test_a_mean_has_its_interval_and_is_no_share(board, capsys):
+    board.add_mean("mel_distance", np.array([0.5, 0.7, np.nan, 0.6]))
+    board.add_mean("f0_correlation", np.array([np.nan]))
+    assert board.figures["mel_distance"] == pytest.approx(0.6)
+    assert 0.5 <= board.figures["mel_distance_low"] < 0.6 < board.figures["mel_distance_high"] <= 0.7
+    assert "f0_correlation" not in board.figures
+    board.show("the mouth of x")
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mel_distance")]
+    assert "%" not in row
+    assert "0.6 " in row
+    json.dumps(board.as_json(), allow_nan=False)
+
+
 def test_people_see_bars_and_whether_they_are_met(board, capsys):
     board.show("the ears of x")
     lines = capsys.readouterr().out.splitlines()

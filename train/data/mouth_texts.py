@@ -15,7 +15,7 @@ from train.trigram import Trigram
 SEED = 400_000  # no training uses it
 SENTENCES = 200
 WORDS = (3, 20)
-ENGLISH_TEXTS, WORLD_TEXTS = 20_000, 20_000  # drawn of the training split for the language model
+ENGLISH_TEXTS, WORLD_TEXTS = 60_000, 30_000  # drawn of the training split for the language model
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def language_model(known: Collection[str], excluded: Collection[Sentence]) -> Tr
     known = frozenset(known)
 
     def lines() -> Iterator[list[str]]:
-        for text in _training():
-            letters = spoken_letters(text)
+        # Each but once: drawn again and again, a sentence would look like a habit of the language
+        for letters in sorted({spoken_letters(text) for text in _training()} - barred):
             words = letters.split()
-            if words and letters not in barred and known.issuperset(words):
+            if words and known.issuperset(words):
                 yield words
 
     return Trigram(lines(), known)

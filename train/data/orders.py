@@ -6,7 +6,9 @@ acoustic model finds likeliest: any CTC model (`transcripts`), or PocketSphinx, 
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from most_core.speech import WORD_SEPARATOR
-from train.data.readers import OrderClip
+from train.data.readers import OrderClip, read
 from train.data.utterance import spoken_letters
 from train.data.world.coffee import OPENINGS, Order, order_phrases
 
@@ -183,3 +185,14 @@ def _edit_cost(heard: Sequence[str], reference: Sequence[tuple[str, bool]]) -> i
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def _main(folder: str) -> None:
+    """Print the transcripts of all orders in a folder, both splits, as JSON for `prepare`'s `transcripts`."""
+    clips = [clip for split in ("train", "test") for clip in read("barista", folder, split)]
+    texts = {name: found.text for name, found in pocketsphinx_transcripts(clips).items()}
+    print(json.dumps(texts, indent=1))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -18,11 +18,13 @@ train synthesize --config check-unseen --out "$speech/check-unseen"
 for kind in barista keywords; do
   [ -d "$people/$kind" ] || { echo "error: $people/$kind is not there: give the folder of human speech" >&2; exit 2; }
 done
+transcripts=pocketsphinx
+[ ! -f "$people/orders.json" ] || transcripts=$people/orders.json
 [ -d "$speech/keywords" ] || train prepare --set kind=keywords location="$people/keywords" --out "$speech/keywords"
 [ -d "$speech/orders" ] ||
-  train prepare --set kind=barista location="$people/barista" transcripts=pocketsphinx --out "$speech/orders"
+  train prepare --set kind=barista location="$people/barista" transcripts="$transcripts" --out "$speech/orders"
 [ -d "$speech/human-test" ] ||
-  train prepare --set kind=barista location="$people/barista" split=test transcripts=pocketsphinx --out "$speech/human-test"
+  train prepare --set kind=barista location="$people/barista" split=test transcripts="$transcripts" --out "$speech/human-test"
 
 train encoder --config "ears-$size" --out "runs/$size/encoder"
 train units --config "units-$size" --out "runs/$size/ears"
