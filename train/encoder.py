@@ -13,8 +13,6 @@ What is special about it:
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import math
 import os
@@ -43,7 +41,7 @@ from train.data.pronunciation import PHONES
 from train.data.shards import ShardedSpeech
 from train.data.utterance import spoken_letters
 from train.progress import Progress, plot_losses
-from train.workers import end_with_parent
+from train.workers import agreed, end_with_parent, keep_memory, sum_gradients
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
     device = torch.device(choose_device(options.device))
     if device.type == "cpu":
         torch.set_num_threads(1)
-        _keep_memory()
+        keep_memory()
     if workers > 1:
         end_with_parent()
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
@@ -246,7 +244,8 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
                 (letters + phones).backward()
                 counts = len(batch.letters.ids), len(batch.phones.ids), batch.waves.numel() / 16_000
                 totals += torch.tensor([letters.item(), phones.item(), *counts])
-            totals = _summed(ears, totals, workers)
+            totals = sum_gradients(list(ears.parameters()), totals, workers)
+            torch._foreach_div_([parameter.grad for parameter in ears.parameters()], float(totals[2]))
             norm = nn.utils.clip_grad_norm_(ears.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -264,7 +263,7 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
             else:
                 bar.update(step)
             done = step + 1
-            stop = _agreed(late(), workers)
+            stop = agreed(late(), workers)
             if rank == 0 and (done % config.check_every == 0 or done == config.steps) and config.check:
                 for name, error in checked(average, config.check, device).items():
                     bar.log(step, **{f"word_error/{name}": error})
@@ -294,43 +293,10 @@ def _weights_of(earlier: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(latest)["average"]
 
 
-def _keep_memory() -> None:
-    """Ask glibc to keep freed memory: mapping it anew for every batch took a fifth of the time."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
-
-
 def _groups(ears: Ears, decay: float) -> list[dict[str, Any]]:
     matrices = [p for p in ears.parameters() if p.ndim > 1]
     others = [p for p in ears.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _summed(ears: Ears, totals: torch.Tensor, workers: int) -> torch.Tensor:
-    """Sum gradients and totals over the workers, and divide the gradients by the letters of the whole step."""
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in ears.parameters()]
-    if workers > 1:
-        flat = torch.cat([totals, *(grad.flatten() for grad in grads)])
-        dist.all_reduce(flat)
-        totals = flat[: len(totals)]
-        pieces = flat[len(totals) :].split([grad.numel() for grad in grads])
-        grads = [piece.view_as(grad) for piece, grad in zip(pieces, grads)]
-    torch._foreach_div_(grads, float(totals[2]))
-    for parameter, grad in zip(ears.parameters(), grads):
-        parameter.grad = grad
-    return totals
-
-
-def _agreed(stop: bool, workers: int) -> bool:
-    """Whether any worker wants to stop: they must all stop at the same step."""
-    if workers == 1:
-        return stop
-    wish = torch.tensor([float(stop)])
-    dist.all_reduce(wish, op=dist.ReduceOp.MAX)
-    return bool(wish.item())
 
 
 def _nowhere() -> Any:

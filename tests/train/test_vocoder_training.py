@@ -141,7 +141,7 @@ def test_the_generator_learns_from_the_discriminators_and_they_from_themselves(c
     made, window = model(units), slice(size, 5 * size)
     alone = dict(judges.named_parameters())
     loss = judges(made[:, window].detach(), waves[:, window]).discriminators
-    assert float(loss) == pytest.approx(float(losses[2]), rel=1e-5)
+    assert loss.item() == pytest.approx(losses[2].item(), rel=1e-5)
     for (name, _), grad in zip(alone.items(), torch.autograd.grad(loss, list(alone.values()))):
         assert torch.allclose(theirs[name], grad, rtol=1e-3, atol=1e-6)
     stft, mel = spectral(made, waves)
