@@ -150,9 +150,9 @@ def test_killed_anywhere_the_same_command_continues(tmp_path):
     command = [sys.executable, "-m", "train", "synthesize", "--out", str(out), "--set", *settings]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(out.glob("*.unfinished")) and time.monotonic() < deadline:
+    while not list(out.glob("speech-*.unfinished")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    half_written = [int(path.name.split(".")[1]) for path in out.glob("*.unfinished")]
+    half_written = [int(path.name.split(".")[1]) for path in out.glob("speech-*.unfinished")]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert half_written
