@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +23,6 @@ from typing import Any
 
 import jiwer
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
@@ -41,7 +38,7 @@ from train.data.pronunciation import PHONES
 from train.data.shards import ShardedSpeech
 from train.data.utterance import spoken_letters
 from train.progress import Progress, plot_losses
-from train.workers import agreed, end_with_parent, keep_memory, sum_gradients
+from train.workers import agreed, run_workers, shown_by, sum_gradients
 
 
 @dataclass(frozen=True)
@@ -161,26 +158,12 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     device = torch.device(choose_device(options.device))
     if options.fresh:
         resume(out / "checkpoints", config_hash(config), fresh=True)
-    workers = min(config.micro_batches, options.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-    if workers == 1:
-        _work(0, 1, config, out, options, 0)
-    else:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        torch.multiprocessing.spawn(_work, (workers, config, out, options, port), nprocs=workers)
+    run_workers(_work, config.micro_batches, options.threads, device, config, out, options)
     return 0
 
 
-def _work(rank: int, workers: int, config: Config, out: Path, options: RunOptions, port: int) -> None:
+def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
     """One process of the run. All of them hold the same weights; rank 0 also writes."""
-    device = torch.device(choose_device(options.device))
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        keep_memory()
-    if workers > 1:
-        end_with_parent()
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     torch.manual_seed(config.seed)
     ears = Ears(config.shape).to(device)
     average = Ears(config.shape).to(device).requires_grad_(False).eval()
@@ -225,7 +208,7 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
     )
     late = deadline(options.minutes)
     folder = out if rank == 0 else None
-    with Progress(folder, config.steps, step=first, title="encoder", stream=None if rank == 0 else _nowhere()) as bar:
+    with Progress(folder, config.steps, step=first, title="encoder", stream=shown_by(rank)) as bar:
         if rank == 0:
             parameters = sum(p.numel() for p in ears.hubert.parameters())
             bar.note(
@@ -282,8 +265,6 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
         plot_losses(out)
         export(average, out)
         (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    if workers > 1:
-        dist.destroy_process_group()
 
 
 def _weights_of(earlier: Path) -> dict[str, torch.Tensor]:
@@ -297,10 +278,6 @@ def _groups(ears: Ears, decay: float) -> list[dict[str, Any]]:
     matrices = [p for p in ears.parameters() if p.ndim > 1]
     others = [p for p in ears.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _nowhere() -> Any:
-    return open(os.devnull, "w", encoding="utf-8")
 
 
 def spell(logits: torch.Tensor) -> str:
@@ -352,6 +329,6 @@ def _dry_run(config: Config) -> int:
     print(to_yaml(config))
     print(
         f"{parameters / 1e6:.2f} M parameters ({parameters * 2 / 1e6:.1f} MB exported), {hours:.0f} hours heard in "
-        f"{config.steps} steps; one step on noise: loss {float(loss):.2f}"
+        f"{config.steps} steps; one step on noise: loss {loss.item():.2f}"
     )
     return 0

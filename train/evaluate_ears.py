@@ -8,7 +8,6 @@ which part of the set (`_questions`, `_rms`), or which noise (`_snr_10`) is mean
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -81,12 +80,7 @@ def run(
     _measure_cost(board, model, [utterance.wave for spoken in sets for utterance in spoken.utterances])
     if only:
         board.notes.append(f"only {', '.join(spoken.name for spoken in sets)}, as asked for")
-    if out:
-        board.save(out)
-    if as_json:
-        print(json.dumps(board.as_json()))
-    else:
-        board.show(f"the ears of {model}")
+    board.report(f"the ears of {model}", as_json, out)
     return 0
 
 

@@ -7,7 +7,6 @@ again. PocketSphinx, which nobody here trained, writes down both: `original_wer`
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -66,12 +65,7 @@ def run(model: Path, as_json: bool, options: RunOptions, out: Path | None = None
     _measure_likeness(board, originals, made, shift)
     _measure_streams(board, vocoder, units)
     _measure_cost(board, model, units)
-    if out:
-        board.save(out)
-    if as_json:
-        print(json.dumps(board.as_json()))
-    else:
-        board.show(f"the mouth of {model}")
+    board.report(f"the mouth of {model}", as_json, out)
     return 0
 
 

@@ -46,6 +46,15 @@ class Scoreboard:
             self.figures[name] = rate(values, np.ones(len(values)))
             self.figures[name + LOW], self.figures[name + HIGH] = interval(values, np.ones(len(values)))
 
+    def report(self, title: str, as_json: bool, path: Path | None) -> None:
+        """Print the figures, as one line of JSON or as a table, and put them into the `figures.json` at `path`."""
+        if path:
+            self.save(path)
+        if as_json:
+            print(json.dumps(self.as_json()))
+        else:
+            self.show(title)
+
     def as_json(self) -> dict[str, Any]:
         figures = {name: float(f"{value:.4g}") for name, value in self.figures.items()}
         return {"bench": self.bench, "machine": machine(), "figures": figures, "notes": self.notes}

@@ -14,17 +14,13 @@ What is special about it:
 from __future__ import annotations
 
 import math
-import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from most_core.loading import choose_device
@@ -49,7 +45,7 @@ from train.progress import Progress, plot_losses
 from train.vocoder_export import export
 from train.vocoder_losses import SpectralLoss
 from train.vocoder_samples import check
-from train.workers import agreed, end_with_parent, keep_memory, sum_gradients
+from train.workers import agreed, run_workers, shown_by, sum_gradients
 
 FIRST_LOUDNESS = 0.05
 
@@ -140,26 +136,12 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     device = torch.device(choose_device(options.device))
     if options.fresh:
         resume(out / "checkpoints", config_hash(config), fresh=True)
-    workers = min(config.micro_batches, options.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-    if workers == 1:
-        _work(0, 1, config, out, options, 0)
-    else:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        torch.multiprocessing.spawn(_work, (workers, config, out, options, port), nprocs=workers)
+    run_workers(_work, config.micro_batches, options.threads, device, config, out, options)
     return 0
 
 
-def _work(rank: int, workers: int, config: Config, out: Path, options: RunOptions, port: int) -> None:
+def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
     """One process of the run. All of them hold the same weights; rank 0 also writes."""
-    device = torch.device(choose_device(options.device))
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        keep_memory()
-    if workers > 1:
-        end_with_parent()
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     late = deadline(options.minutes)
     encoder = SpeechEncoder.load(config.encoder, device)
     speech = ShardedSpeech(*config.speech)
@@ -168,8 +150,6 @@ def _work(rank: int, workers: int, config: Config, out: Path, options: RunOption
         _train(rank, workers, config, out, device, encoder, speech, read_units(speech, folder), late)
     elif rank == 0:
         print("stopped before all units were computed; the same command continues", flush=True)
-    if workers > 1:
-        dist.destroy_process_group()
 
 
 def _encoded(
@@ -178,7 +158,7 @@ def _encoded(
     """Compute the units that are not there yet, each worker its share; False if time ran out."""
     mine = pieces(speech)[rank::workers]
     stop = False
-    with Progress(None, len(mine), title="units", unit="piece", stream=None if rank == 0 else _nowhere()) as bar:
+    with Progress(None, len(mine), title="units", unit="piece", stream=shown_by(rank)) as bar:
         for place, piece in enumerate(mine):
             stop = late()
             if stop:
@@ -225,9 +205,7 @@ def _train(
     heard = ShardedSpeech(config.check) if config.check and rank == 0 else None
     heard_units = [encoder.units(wave_of(heard, row)) for row in range(len(heard))] if heard else []
     main = rank == 0
-    with Progress(
-        out if main else None, config.steps, step=first, title="vocoder", stream=None if main else _nowhere()
-    ) as bar:
+    with Progress(out if main else None, config.steps, step=first, title="vocoder", stream=shown_by(rank)) as bar:
         if main:
             bar.note(
                 f"{_millions(model)} parameters, discriminators {_millions(judges)}; {crops.hours:.1f} hours in "
@@ -324,10 +302,6 @@ def _backward(
 
 def _millions(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
-
-
-def _nowhere() -> Any:
-    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _dry_run(config: Config) -> int:

@@ -7,10 +7,11 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # workers that synthesize speech have no use for torch
     import torch
@@ -25,6 +26,46 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def run_workers(work: Callable[..., None], most: int, threads: int | None, device: torch.device, *args: Any) -> None:
+    """Call `work(rank, workers, device, *args)` in each worker of a training; returns when all are done.
+
+    On a CPU each is a process of one thread, `threads` of them or one a core, but at most `most`; a GPU has one.
+    """
+    workers = min(most, threads or os.cpu_count() or 1) if device.type == "cpu" else 1
+    if workers == 1:
+        _work(0, 1, 0, work, device, args)
+        return
+    import torch
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    torch.multiprocessing.spawn(_work, (workers, port, work, device, args), nprocs=workers)
+
+
+def _work(
+    rank: int, workers: int, port: int, work: Callable[..., None], device: torch.device, args: tuple[Any, ...]
+) -> None:
+    import torch
+
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        keep_memory()
+    if workers == 1:
+        work(rank, workers, device, *args)
+        return
+    end_with_parent()
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
+    work(rank, workers, device, *args)
+    torch.distributed.destroy_process_group()
+
+
+def shown_by(rank: int) -> TextIO | None:
+    """The stream of a worker's progress: the usual one for the first, nowhere for the others."""
+    return None if rank == 0 else open(os.devnull, "w", encoding="utf-8")
 
 
 def keep_memory() -> None:

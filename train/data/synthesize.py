@@ -198,6 +198,8 @@ def run(config: Config, out: Path, options: RunOptions, text_of: TextOf = text) 
         except BaseException:
             for process in multiprocessing.active_children():  # rather than wait for shards that take minutes
                 process.terminate()
+                process.join()
+            _sweep(out)
             raise
     if left:
         print(f"stopped after {options.minutes:g} minutes; the same command continues", flush=True)
@@ -228,8 +230,7 @@ def _finished(config: Config, out: Path) -> dict[str, ShardInfo]:
         listed = {shard.name: shard for shard in shards}
     elif any(out.glob("*.arrow")):
         raise ValueError(f"{out} holds shards but no {MANIFEST}: choose another --out, or --fresh to discard them")
-    for path in out.glob("*.unfinished"):
-        path.unlink()
+    _sweep(out)
     done = {}
     for path in sorted(out.glob("speech-*.arrow")):
         info = listed.get(path.name) or described(path)
@@ -239,7 +240,14 @@ def _finished(config: Config, out: Path) -> dict[str, ShardInfo]:
 
 
 def _discard(out: Path) -> None:
-    for path in [*out.glob("speech-*.arrow"), *out.glob("*.unfinished"), out / MANIFEST]:
+    _sweep(out)
+    for path in [*out.glob("speech-*.arrow"), out / MANIFEST]:
+        path.unlink(missing_ok=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what workers that were stopped or killed have left half-written."""
+    for path in out.glob("*.unfinished"):
         path.unlink(missing_ok=True)
 
 

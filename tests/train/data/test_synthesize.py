@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,13 +183,19 @@ def test_minutes_stop_between_shards(tmp_path, capsys):
     assert len(ShardedSpeech(tmp_path)) == 0
 
 
-def digits(config, index):
+def digits(out, config, index):
+    """A text with a digit for the first shard, once another worker is in the middle of the second."""
+    if index >= config.utterances_per_shard:
+        time.sleep(60)
+    deadline = time.monotonic() + 30
+    while not list(out.glob("speech-00001.*.unfinished")) and time.monotonic() < deadline:
+        time.sleep(0.02)
     return "I have 7 apples", "asr"
 
 
 def test_a_text_that_is_not_in_spoken_form_stops_the_command(tmp_path):
     with pytest.raises(ValueError, match="'7'"):
-        run(QUICK, tmp_path, RunOptions(), digits)
+        run(QUICK, tmp_path, RunOptions(), partial(digits, tmp_path))
     assert not list(tmp_path.glob("*.arrow"))
     assert not list(tmp_path.glob("*.unfinished"))
 
