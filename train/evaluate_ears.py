@@ -1,9 +1,10 @@
 """`python -m train evaluate ears`: how well a speech encoder hears, clean and in noise, and how fast it is.
 
-Judged are the words that its CTC head spells, and those that a small reader spells from its units alone: of voices like
-those of training (`seen`), of two kept out of it (`unseen`), and of people ordering coffee (`human`). Figures are named
-`ctc_wer_SET`, `unit_wer_SET` and, of the words of an order's slots alone, `slot_wer_human`; further words of a name say
-which part of the set (`_questions`, `_rms`), or which noise (`_snr_10`) is meant. Every set's `n` is in utterances.
+Judged are the words that its CTC head spells letter by letter (`ctc_wer_SET`), the words that a dictionary and a
+trigram find in the same letters (`search_wer_SET`), and those that a small reader spells from its units alone
+(`unit_wer_SET`): of voices like those of training (`seen`), of two kept out of it (`unseen`), and of people ordering
+coffee (`human`; `slot_wer_human` counts the words of their orders' slots alone). Further words of a name say which part
+of the set (`_questions`, `_rms`), or which noise (`_snr_10`) is meant. Every set's `n` is in utterances.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from train.data import noise, orders, test_sets
 from train.data.readers import OrderClip
 from train.data.test_sets import FOLDER, SETS, Unavailable
 from train.data.utterance import Utterance, spoken_letters
+from train.language_model import language_model, vocabulary
 from train.progress import Progress
 from train.scoreboard import Scoreboard
 from train.unit_reader import FILE as READER_FILE
 from train.unit_reader import UnitReader
 from train.word_errors import verbatim_errors, word_errors
+from train.word_search import WordSearch
 
 SNRS = (20, 10, 5)
 SEED = 5
@@ -74,9 +77,10 @@ def run(
         raise ValueError(f"{model} has no CTC head (speech_encoder/ctc.safetensors): it spells no words to judge")
     reader = _unit_reader(model, encoder, board)
     sets, talkers = _load_sets(only or SETS, data or FOLDER, human, options.threads or 2, board)
+    search = WordSearch(language_model(vocabulary()), encoder.ctc.vocab)
     for spoken in sets:
         board.figures[f"n_{spoken.name}"] = len(spoken.utterances)
-        _measure(board, spoken, encoder, reader, talkers)
+        _measure(board, spoken, encoder, search, reader, talkers)
     _measure_cost(board, model, [utterance.wave for spoken in sets for utterance in spoken.utterances])
     if only:
         board.notes.append(f"only {', '.join(spoken.name for spoken in sets)}, as asked for")
@@ -149,15 +153,21 @@ def _transcripts(clips: list[OrderClip], board: Scoreboard) -> list[str | None]:
 
 
 def _measure(
-    board: Scoreboard, spoken: Spoken, encoder: SpeechEncoder, reader: UnitReader | None, talkers: list[Utterance]
+    board: Scoreboard,
+    spoken: Spoken,
+    encoder: SpeechEncoder,
+    search: WordSearch,
+    reader: UnitReader | None,
+    talkers: list[Utterance],
 ) -> None:
     """All figures of one set."""
-    clean, read = [], []
+    clean, found, read = [], [], []
     loud: dict[int, list[str]] = {snr: [] for snr in SNRS} if talkers else {}
     with Progress(None, len(spoken.utterances), title=spoken.name, unit="utterance") as progress:
         for row, utterance in enumerate(spoken.utterances):
             encoded = encoder.encode(utterance.wave)
             clean.append(_text(encoded.words))
+            found.append(search.read(encoder.letter_log_probs(utterance.wave)))
             if reader:
                 read.append(reader.read(encoded.units))
             if loud:
@@ -165,17 +175,21 @@ def _measure(
                 for snr, heard in loud.items():
                     heard.append(_text(encoder.words(noise.mix(utterance.wave, sound, snr))))
             progress.update(row)
-    main, *others = _errors(spoken, clean).items()
-    for figure, errors in [main, *others]:
-        board.add_rate(figure, *errors)
     for part, rows in spoken.parts.items():
         board.figures[f"n_{spoken.name}_{part}"] = int(rows.sum())
-        board.add_rate(f"{main[0]}_{part}", *(counts[rows] for counts in main[1]))
+    for by, heard in (("", clean), ("search_", found)):
+        main, *others = _errors(spoken, heard, by).items()
+        for figure, errors in [main, *others]:
+            board.add_rate(figure, *errors)
+        for part, rows in spoken.parts.items():
+            board.add_rate(f"{main[0]}_{part}", *(counts[rows] for counts in main[1]))
     for snr, heard in loud.items():
         for figure, errors in _errors(spoken, heard).items():
             board.add_rate(f"{figure}_snr_{snr}", *errors)
     if spoken.name != "human":
-        board.add_rate(f"{main[0]}_verbatim", *verbatim_errors([spoken_letters(t) for t in spoken.texts], clean))
+        board.add_rate(
+            f"ctc_wer_{spoken.name}_verbatim", *verbatim_errors([spoken_letters(t) for t in spoken.texts], clean)
+        )
     if reader:
         for figure, errors in _errors(spoken, read, "unit_").items():
             board.add_rate(figure, *errors)

@@ -21,8 +21,9 @@ from most_core.loading import choose_device
 from most_core.speech import SAMPLE_RATE, SpeechEncoder
 from most_core.vocoder import Vocoder, receptive_field_samples
 from train.config import RunOptions
-from train.data.mouth_texts import Sentence, held_out_sentences, language_model, vocabulary
+from train.data.mouth_texts import Sentence, held_out_sentences
 from train.data.voices import Synthesizer, Voice
+from train.language_model import language_model, vocabulary
 from train.pitch import contour_likeness, pitch
 from train.progress import Progress
 from train.recognizer import dictionary, hear_all
@@ -52,7 +53,7 @@ def run(model: Path, as_json: bool, options: RunOptions, out: Path | None = None
             "they do not belong together"
         )
     voice, shift = voice_of(model)
-    known = vocabulary(dictionary())
+    known = vocabulary() & set(dictionary())
     sentences, passed = held_out_sentences(known)
     board.figures["n_sentences"] = len(sentences)
     board.notes.append(
@@ -98,7 +99,7 @@ def _measure_words(
     heard = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trigram.arpa"
-        model = language_model(known, sentences)
+        model = language_model(known, [sentence.text for sentence in sentences])
         board.figures["language_model_perplexity"] = model.perplexity([sentence.words for sentence in sentences])
         model.write(path)
         for name, waves in sounds.items():

@@ -11,7 +11,7 @@ from most_core.vocoder import Vocoder, VocoderStream, untrained_vocoder
 from train import __main__ as cli
 from train import evaluate_mouth
 from train.config import RunOptions
-from train.data.mouth_texts import Sentence, held_out_sentences, language_model
+from train.data.mouth_texts import Sentence
 from train.scoreboard import Scoreboard
 
 SENTENCES = [
@@ -66,7 +66,7 @@ def surroundings(monkeypatch):
     monkeypatch.setattr(evaluate_mouth, "Synthesizer", FakeSynthesizer)
     monkeypatch.setattr(evaluate_mouth, "hear_all", hear_all)
     monkeypatch.setattr(evaluate_mouth, "dictionary", frozenset)
-    monkeypatch.setattr(evaluate_mouth, "vocabulary", lambda words: frozenset())
+    monkeypatch.setattr(evaluate_mouth, "vocabulary", frozenset)
     monkeypatch.setattr(evaluate_mouth, "held_out_sentences", lambda known: (SENTENCES, 3))
     monkeypatch.setattr(evaluate_mouth, "language_model", lambda known, excluded: Model())
     monkeypatch.setattr(evaluate_mouth, "ROUNDS", 1)
@@ -138,23 +138,3 @@ def test_parts_that_do_not_belong_together_are_refused(model, tmp_path):
         evaluate_mouth.run(tmp_path, True, RunOptions())
     with pytest.raises(FileNotFoundError, match="is no folder"):
         evaluate_mouth.run(model, True, RunOptions(), tmp_path / "none" / "figures.json")
-
-
-def test_held_out_sentences_are_half_answers_and_new(monkeypatch):
-    class Anything:
-        def __contains__(self, word):
-            return word != "the"
-
-    sentences, passed = held_out_sentences(Anything(), 20)
-    assert [sentence.kind for sentence in sentences] == ["answers"] * 10 + ["sentences"] * 10
-    assert len({sentence.text for sentence in sentences}) == 20
-    assert passed > 0
-    assert not [sentence for sentence in sentences if "the" in sentence.words]
-    assert held_out_sentences(Anything(), 20) == (sentences, passed)
-
-    monkeypatch.setattr(
-        "train.data.mouth_texts._training", lambda: ["It is noon.", "It is noon today.", "Noon, they say."]
-    )
-    known = {"it", "is", "noon", "today"}
-    fair, informed = (language_model(known, barred) for barred in ([Sentence("It is noon", "answers")], []))
-    assert fair.probability("</s>", ("is", "noon")) < informed.probability("</s>", ("is", "noon"))

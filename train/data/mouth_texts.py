@@ -1,4 +1,4 @@
-"""What the mouth is judged by: held-out sentences to say, and the language model of the recognizer that listens."""
+"""What the mouth is judged by: held-out sentences to say."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Literal
 from train.data import english
 from train.data.utterance import spoken_letters
 from train.data.world import exchange
-from train.trigram import Trigram
 
 SEED = 400_000  # no training uses it
 SENTENCES = 200
 WORDS = (3, 20)
-ENGLISH_TEXTS, WORLD_TEXTS = 60_000, 30_000  # drawn of the training split for the language model
 
 
 @dataclass(frozen=True)
@@ -51,42 +49,6 @@ def held_out_sentences(known: Collection[str], number: int = SENTENCES) -> tuple
             if len(chosen) == wanted:
                 break
     return list(chosen.values()), passed
-
-
-def vocabulary(pronounceable: Collection[str]) -> frozenset[str]:
-    """The words of the training split that the recognizer can pronounce."""
-    words = set(english.vocabulary())
-    for text in _world_training():
-        words.update(spoken_letters(text).split())
-    return frozenset(words & set(pronounceable))
-
-
-def language_model(known: Collection[str], excluded: Collection[Sentence]) -> Trigram:
-    """A trigram of the training split's texts whose words are all known, without the excluded sentences."""
-    barred = {spoken_letters(sentence.text) for sentence in excluded}
-    known = frozenset(known)
-
-    def lines() -> Iterator[list[str]]:
-        # Each but once: drawn again and again, a sentence would look like a habit of the language
-        for letters in sorted({spoken_letters(text) for text in _training()} - barred):
-            words = letters.split()
-            if words and known.issuperset(words):
-                yield words
-
-    return Trigram(lines(), known)
-
-
-def _training() -> Iterator[str]:
-    yield from english.all_sentences("train")
-    yield from (english.sentence("train", SEED, index) for index in range(ENGLISH_TEXTS))
-    yield from _world_training()
-
-
-def _world_training() -> Iterator[str]:
-    for index in range(WORLD_TEXTS):
-        item = exchange("train", SEED, index)
-        yield item.question
-        yield item.answer
 
 
 def _answers(split: Literal["train", "test"]) -> Iterator[str]:
