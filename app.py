@@ -23,14 +23,14 @@ def main(settings: Settings) -> int:
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    trained = Path(settings.model).is_dir()
+    trained = (Path(settings.model) / "config.json").is_file()
     try:
         if trained or Path(settings.model) != SHIPPED_MODEL:
             most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None)
         elif settings.quantize or settings.device not in ("auto", "cpu"):
-            raise ValueError(f"{SHIPPED_MODEL} does not exist yet: --device and --quantize need a checkpoint (--model)")
+            raise ValueError(f"{SHIPPED_MODEL} has no decoder yet: --device and --quantize need a checkpoint (--model)")
         else:
-            print(f"{SHIPPED_MODEL} does not exist yet: opening an untrained model of the same shape")
+            print(f"{SHIPPED_MODEL} has no decoder yet: opening an untrained model of the same shape")
             most = most_core.untrained("nano")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -236,7 +236,7 @@ class MostConfig(DeepseekV2Config):
                 "n_shared_experts": 1,
                 "first_k_dense_replace": 1,
                 "max_position_embeddings": 4096,
-                "speech_feature_size": 192,
+                "speech_feature_size": 256,
                 "tie_word_embeddings": True,
                 **overrides,
             }

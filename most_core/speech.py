@@ -32,6 +32,7 @@ from most_core.checkpoint_files import read_json
 SAMPLE_RATE = 16_000
 RATES = (8_000, 96_000)  # what check_waveform resamples from
 BLANK, WORD_SEPARATOR = "<pad>", "|"
+WINDOW_S, MARGIN_S = 30, 2  # longer sound is encoded by windows: attention over ten minutes would take 10 GB
 
 
 def check_waveform(waveform: np.ndarray | torch.Tensor, sampling_rate: int) -> np.ndarray:
@@ -289,12 +290,28 @@ class SpeechEncoder:
 
     @torch.no_grad()
     def hidden_states(self, wave: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
-        """The state [T, D] before the first layer and after each one; the last as the model normalizes it."""
+        """The state [T, D] before the first layer and after each one; the last as the model normalizes it.
+
+        Frames of sound longer than half a minute hear at least two seconds around them, but not all of it.
+        """
         samples = torch.from_numpy(check_waveform(wave, SAMPLE_RATE)).to(self.model.device)
         if self.do_normalize:
             # as Wav2Vec2FeatureExtractor: population variance
             samples = (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
         samples = F.pad(samples, (0, max(0, self.first_frame_samples - len(samples))))
+        frames = (len(samples) - self.first_frame_samples) // self.samples_per_frame + 1
+        window, margin = (int(seconds * self.quantizer.rate_hz) for seconds in (WINDOW_S, MARGIN_S))
+        if frames <= window:
+            return self._states(samples)
+        pieces = []
+        for start in range(0, frames, window - 2 * margin):
+            first, end = max(0, start - margin), min(frames, start + window - margin)
+            heard = samples[first * self.samples_per_frame :]
+            states = self._states(heard[: (end - first - 1) * self.samples_per_frame + self.first_frame_samples])
+            pieces.append([state[start - first : start - first + window - 2 * margin] for state in states])
+        return [torch.cat(states) for states in zip(*pieces)]
+
+    def _states(self, samples: torch.Tensor) -> list[torch.Tensor]:
         output = self.model(samples[None], output_hidden_states=True)
         # where normalization comes first in a layer, transformers gives the last state without the final one
         return [state[0] for state in (*output.hidden_states[:-1], output.last_hidden_state)]

@@ -73,6 +73,13 @@ def test_what_cannot_be_opened_is_told_in_one_line(settings, message, capsys, tm
     assert error.count("\n") == 1
 
 
+def test_speech_parts_without_a_decoder_are_no_trained_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("assets/nano/speech_encoder").mkdir(parents=True)
+    assert start.main(Settings(quantize="nf4")) == 2
+    assert "assets/nano has no decoder yet" in capsys.readouterr().err
+
+
 def test_an_upload_that_is_no_sound_is_refused_in_words(client, tmp_path):
     path = tmp_path / "fake.wav"
     path.write_bytes(b"this is no sound")

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import HubertModel
 
+from most_core import speech
 from most_core.speech import (
     SAMPLE_RATE,
     CtcHead,
@@ -119,6 +120,24 @@ def test_sound_shorter_than_two_frames_gives_one(encoder, samples):
     assert features.shape == (1, 24)
     assert units.shape == (1,)
     assert features.isfinite().all()
+
+
+def test_long_sound_is_heard_by_windows(encoder, monkeypatch):
+    monkeypatch.setattr(speech, "WINDOW_S", 2)
+    monkeypatch.setattr(speech, "MARGIN_S", 0.2)
+    wave = np.random.default_rng(5).uniform(-0.5, 0.5, 7 * 16_000 + 123).astype(np.float32)
+    plain = SpeechEncoder(encoder.model, encoder.quantizer, do_normalize=False)
+    longest = []
+    inside = encoder.model.forward
+    monkeypatch.setattr(encoder.model, "forward", lambda x, **more: longest.append(x.shape[1]) or inside(x, **more))
+    whole = plain.hidden_states(wave)
+    assert max(longest) <= 2 * 16_000 + encoder.first_frame_samples
+    frames = (len(wave) - encoder.first_frame_samples) // encoder.samples_per_frame + 1
+    assert {len(state) for state in whole} == {frames}
+    # Frames 40..80 are the second window's: they hear 35..85
+    around = wave[35 * 640 : 84 * 640 + encoder.first_frame_samples]
+    for state, alone in zip(whole, plain.hidden_states(around)):
+        torch.testing.assert_close(state[40:80], alone[5:45])
 
 
 def test_normalized_features_do_not_depend_on_loudness(encoder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from train.data.voices import Synthesizer, Voice
-from train.recognizer import dictionary, hear_all, prepared
+from train.recognizer import dictionary, hear_all, prepared, words_of_all
 from train.trigram import Trigram
 
 pytest.importorskip("pocketsphinx")
@@ -31,3 +31,17 @@ def test_it_hears_what_a_synthesizer_says(tmp_path):
     with Synthesizer() as synthesizer:
         waves = [synthesizer.speak(text, Voice("flite", "slt")) for text in texts]
     assert hear_all(tmp_path / "model.arpa", waves, workers=1) == texts
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+def test_with_its_own_language_it_tells_when_words_are_said_and_how_sure_it_is():
+    with Synthesizer() as synthesizer:
+        wave = synthesizer.speak("what is the time", Voice("flite", "slt"))
+    later = np.concatenate([np.zeros(16_000, np.float32), wave])
+    first, second = words_of_all([wave, later], workers=1)
+    assert [word.text for word in first] == [word.text for word in second] == ["what", "is", "the", "time"]
+    assert 0 <= first[0].start_s < first[-1].end_s <= len(wave) / 16_000 + 0.05
+    assert second[0].start_s - first[0].start_s == pytest.approx(1, abs=0.1)
+    assert all(0 <= word.confidence <= 1 for word in first)
+    assert first[-1].confidence > 0.5
+    assert len({word.confidence for word in first}) > 1

@@ -16,17 +16,19 @@ from train.data.pseudo_labels import pseudo_labelled
 from train.data.readers import OrderClip, read
 from train.data.shards import describe_shard, write_manifest, write_shard
 from train.data.utterance import Utterance
+from train.recognizer import words_of_all
 
 GIVEN, POCKETSPHINX = "given", "pocketsphinx"
+SURE, SURE_POCKETSPHINX = 0.9, 0.6  # least confidence of a word to be believed: of ours, and of PocketSphinx's
 
 
 @dataclass(frozen=True)
 class Config:
     """Which corpus, where it is, and who wrote down what is said in it.
 
-    `transcripts`: "given" by the corpus; a JSON file {id: text}; or a folder with a speech encoder of ours. The last
-    finds the likeliest wording of coffee orders, of which only the slots are written down (as "pocketsphinx" does, for
-    want of an encoder), and of other recordings the stretches that it is sure of.
+    `transcripts`: "given" by the corpus; a JSON file {id: text}; "pocketsphinx"; or a folder with a speech encoder of
+    ours. These two find the likeliest wording of coffee orders, of which only the slots are written down, and of other
+    recordings the stretches that they are sure of.
     """
 
     kind: str = "folder"
@@ -67,20 +69,31 @@ def transcribed(utterances: Iterable[Utterance], source: str) -> Iterator[Uttera
         yield from utterances
         return
     items = list(utterances)
-    orders = [item for item in items if isinstance(item, OrderClip)]
     texts: Mapping[str, str]
     if Path(source).suffix == ".json":
         texts = json.loads(Path(source).read_text(encoding="utf-8"))
-    elif source == POCKETSPHINX:
-        texts = {name: found.text for name, found in pocketsphinx_transcripts(orders).items()}
+    elif all(isinstance(item, OrderClip) for item in items):
+        texts = _orders(items, source)
     else:
-        encoder = SpeechEncoder.load(source, units_needed=False)
-        if len(orders) < len(items):
-            yield from pseudo_labelled(items, encoder.words)
-            return
-        spellings = transcripts(orders, encoder.letter_log_probs, encoder.ctc.vocab)
-        texts = {name: found.text for name, found in spellings.items()}
+        yield from _sure_parts(items, source)
+        return
     for item in items:
         if item.id in texts:
             plain = {name: getattr(item, name) for name in Utterance.__dataclass_fields__}
             yield Utterance(**{**plain, "text": texts[item.id]})
+
+
+def _orders(items: list[OrderClip], source: str) -> dict[str, str]:
+    if source == POCKETSPHINX:
+        found = pocketsphinx_transcripts(items)
+    else:
+        encoder = SpeechEncoder.load(source, units_needed=False)
+        found = transcripts(items, encoder.letter_log_probs, encoder.ctc.vocab)
+    return {name: transcript.text for name, transcript in found.items()}
+
+
+def _sure_parts(items: list[Utterance], source: str) -> Iterator[Utterance]:
+    if source == POCKETSPHINX:
+        return pseudo_labelled(items, words_of_all([item.wave for item in items]), SURE_POCKETSPHINX)
+    encoder = SpeechEncoder.load(source, units_needed=False)
+    return pseudo_labelled(items, (encoder.words(item.wave) for item in items), SURE)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
-
-import numpy as np
 
 from most_core.speech import SAMPLE_RATE, Word
 from train.data.utterance import Utterance
 
-SURE = 0.9  # least confidence of a word to be believed
 FEWEST_WORDS, LONGEST_PAUSE_S = 3, 0.6
 MARGIN_S = 0.08  # kept on either side of a stretch
 
 
-def sure_stretches(words: Iterable[Word]) -> Iterator[list[Word]]:
-    """Runs of at least three sure words without a long pause.
+def sure_stretches(words: Iterable[Word], sure: float) -> Iterator[list[Word]]:
+    """Runs of at least three words of confidence `sure` or more, without a long pause.
 
     A sure word beside an unsure one is given up, for where it ends is not sure either.
     """
     run: list[Word] = []
     for word in [*words, None]:
-        broken = word is None or word.confidence < SURE
+        broken = word is None or word.confidence < sure
         if run and (broken or word.start_s - run[-1].end_s > LONGEST_PAUSE_S):
             kept = run[:-1] if broken and word is not None else run
             if len(kept) >= FEWEST_WORDS:
@@ -33,11 +30,11 @@ def sure_stretches(words: Iterable[Word]) -> Iterator[list[Word]]:
 
 
 def pseudo_labelled(
-    utterances: Iterable[Utterance], hear: Callable[[np.ndarray], Iterable[Word]]
+    utterances: Iterable[Utterance], heard: Iterable[Iterable[Word]], sure: float
 ) -> Iterator[Utterance]:
-    """The sure stretches of each recording, as utterances of their own. `hear` is a recognizer: waveform -> words."""
-    for utterance in utterances:
-        for number, stretch in enumerate(sure_stretches(hear(utterance.wave))):
+    """The sure stretches of each recording, as utterances of their own. `heard` are a recognizer's words of each."""
+    for utterance, words in zip(utterances, heard, strict=True):
+        for number, stretch in enumerate(sure_stretches(words, sure)):
             first = max(0, int((stretch[0].start_s - MARGIN_S) * SAMPLE_RATE))
             last = int((stretch[-1].end_s + MARGIN_S) * SAMPLE_RATE)
             plain = {field.name: getattr(utterance, field.name) for field in fields(Utterance)}

@@ -11,7 +11,7 @@ def words(*marks):
 
 
 def texts(heard):
-    return [" ".join(word.text for word in stretch) for stretch in sure_stretches(heard)]
+    return [" ".join(word.text for word in stretch) for stretch in sure_stretches(heard, 0.9)]
 
 
 def test_runs_of_sure_words_are_kept():
@@ -34,7 +34,7 @@ def test_a_long_pause_parts():
 def test_stretches_become_utterances_of_their_own():
     utterance = spoken(0, "x" * 200)
     heard = [word._replace(start_s=word.start_s + 1, end_s=word.end_s + 1) for word in words(1, 1, 1)]
-    (found,) = pseudo_labelled([utterance], lambda wave: heard)
+    (found,) = pseudo_labelled([utterance], [heard], 0.9)
     assert found.text == "w0 w1 w2"
     assert found.id == "u0/0"
     assert np.array_equal(found.wave, utterance.wave[int(0.92 * 16_000) : int(3.98 * 16_000)])
