@@ -16,22 +16,24 @@ from dataclasses import dataclass
 from itertools import groupby
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from scipy.signal import resample_poly
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from most_core.checkpoint_files import read_json
+from most_core.checkpoint_files import read_json, read_tensors
+from most_core.word_search import WordModel, WordSearch
 
 SAMPLE_RATE = 16_000
 RATES = (8_000, 96_000)  # what check_waveform resamples from
 BLANK, WORD_SEPARATOR = "<pad>", "|"
+WORDS = "words.safetensors"  # beside the CTC head: what `most_core.word_search` reads words with
 WINDOW_S, MARGIN_S = 30, 2  # longer sound is encoded by windows: attention over ten minutes would take 10 GB
 
 
@@ -148,7 +150,7 @@ class Quantizer:
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Quantizer:
         """Read `units.safetensors`."""
-        tensors, metadata = _read_safetensors(Path(path))
+        tensors, metadata = read_tensors(Path(path))
         lacking = [f"tensor {name}" for name in ("centroids",) if name not in tensors]
         lacking += [f"metadata {name}" for name in ("layer", "clusters", "rate_hz") if name not in metadata]
         if lacking:
@@ -168,12 +170,14 @@ class CtcHead:
     """Linear character head on `hidden_states[layer]`. `vocab` maps characters to rows; id 0 is the blank.
 
     A weight of n times as many rows spells n characters a frame, one after the other: slow frames, fast talkers.
+    With a `search`, words are found in what is spelled.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
     vocab: dict[str, int]
     layer: int
+    search: WordSearch | None = None
 
     @property
     def steps(self) -> int:
@@ -184,8 +188,12 @@ class CtcHead:
         return F.linear(hidden, self.weight, self.bias).unflatten(-1, (self.steps, -1)).flatten(0, 1).log_softmax(-1)
 
     def words(self, hidden: torch.Tensor, seconds_per_frame: float) -> list[Word]:
-        """Greedy decoding of [T, D] hidden states."""
-        return spelled(self.log_probs(hidden), self.vocab, seconds_per_frame / self.steps)
+        """The words heard in [T, D] hidden states: found by the search, or as they are spelled."""
+        log_probs, seconds = self.log_probs(hidden), seconds_per_frame / self.steps
+        if self.search is None:
+            return spelled(log_probs, self.vocab, seconds)
+        found = self.search.read(log_probs)
+        return [Word(text, first * seconds, end * seconds, sure) for text, first, end, sure in found]
 
 
 def spelled(log_probs: torch.Tensor, vocab: dict[str, int], seconds_per_step: float) -> list[Word]:
@@ -327,6 +335,8 @@ class SpeechEncoder:
             tensors = {"weight": self.ctc.weight.cpu().contiguous(), "bias": self.ctc.bias.cpu().contiguous()}
             save_file(tensors, part / "ctc.safetensors", {"layer": str(self.ctc.layer)})
             (part / "vocab.json").write_text(json.dumps(self.ctc.vocab, ensure_ascii=False, indent=1))
+            if self.ctc.search:
+                self.ctc.search.model.save(part / WORDS)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", units_needed: bool = True) -> SpeechEncoder:
@@ -390,7 +400,7 @@ def load_hubert(folder: Path, dtype: torch.dtype | None = None) -> HubertModel:
 def _load_ctc(part: Path, width: int, default_layer: int, device: str | torch.device) -> CtcHead:
     if not (part / "vocab.json").is_file():
         raise FileNotFoundError(f"{part / 'vocab.json'} is missing: the CTC head beside it needs its characters")
-    tensors, metadata = _read_safetensors(part / "ctc.safetensors")
+    tensors, metadata = read_tensors(part / "ctc.safetensors")
     for name in ("weight", "bias"):
         if name not in tensors:
             raise ValueError(f"{part / 'ctc.safetensors'} lacks the tensor {name}: copy the CTC head again")
@@ -408,17 +418,10 @@ def _load_ctc(part: Path, width: int, default_layer: int, device: str | torch.de
             f"{part / 'vocab.json'} must number its {len(vocab)} characters from 0, {BLANK!r} first, and the CTC "
             f"head's {len(weight)} rows be a multiple of them: use the vocabulary of this head"
         )
-    return CtcHead(weight, bias, vocab, int(metadata.get("layer", default_layer)))
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the checkpoint folder is not complete")
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not complete ({error}): fetch it again") from None
+    search = None
+    if (part / WORDS).is_file():
+        search = WordSearch(WordModel.load(part / WORDS), vocab, BLANK, WORD_SEPARATOR)
+    return CtcHead(weight, bias, vocab, int(metadata.get("layer", default_layer)), search)
 
 
 def untrained_encoder(feature_size: int, num_units: int, seed: int = 0) -> SpeechEncoder:

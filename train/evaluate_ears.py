@@ -1,10 +1,11 @@
 """`python -m train evaluate ears`: how well a speech encoder hears, clean and in noise, and how fast it is.
 
-Judged are the words that its CTC head spells letter by letter (`ctc_wer_SET`), the words that a dictionary and a
-trigram find in the same letters (`search_wer_SET`), and those that a small reader spells from its units alone
-(`unit_wer_SET`): of voices like those of training (`seen`), of two kept out of it (`unseen`), and of people ordering
-coffee (`human`; `slot_wer_human` counts the words of their orders' slots alone). Further words of a name say which part
-of the set (`_questions`, `_rms`), or which noise (`_snr_10`) is meant. Every set's `n` is in utterances.
+Judged are the words that its CTC head hears, found by a dictionary and a trigram where the checkpoint has them, as
+captions show them (`ctc_wer_SET`), the same words as the letters spell them (`spelled_wer_SET`), and those that a small
+reader spells from its units alone (`unit_wer_SET`): of voices like those of training (`seen`), of two kept out of it
+(`unseen`), and of people ordering coffee (`human`; `slot_wer_human` counts the words of their orders' slots alone).
+Further words of a name say which part of the set (`_questions`, `_rms`), or which noise (`_snr_10`) is meant. Every
+set's `n` is in utterances.
 """
 
 from __future__ import annotations
@@ -20,19 +21,17 @@ import numpy as np
 import torch
 
 from most_core.loading import choose_device
-from most_core.speech import SAMPLE_RATE, SpeechEncoder, Word
+from most_core.speech import SAMPLE_RATE, WORDS, SpeechEncoder, Word, spelled
 from train.config import RunOptions
 from train.data import noise, orders, test_sets
 from train.data.readers import OrderClip
 from train.data.test_sets import FOLDER, SETS, Unavailable
 from train.data.utterance import Utterance, spoken_letters
-from train.language_model import language_model, vocabulary
 from train.progress import Progress
 from train.scoreboard import Scoreboard
 from train.unit_reader import FILE as READER_FILE
 from train.unit_reader import UnitReader
 from train.word_errors import verbatim_errors, word_errors
-from train.word_search import WordSearch
 
 SNRS = (20, 10, 5)
 SEED = 5
@@ -77,10 +76,13 @@ def run(
         raise ValueError(f"{model} has no CTC head (speech_encoder/ctc.safetensors): it spells no words to judge")
     reader = _unit_reader(model, encoder, board)
     sets, talkers = _load_sets(only or SETS, data or FOLDER, human, options.threads or 2, board)
-    search = WordSearch(language_model(vocabulary()), encoder.ctc.vocab)
+    if encoder.ctc.search is None:
+        board.notes.append(
+            f"ctc_wer_* is of letters as they are spelled: {model / 'speech_encoder' / WORDS} is not there"
+        )
     for spoken in sets:
         board.figures[f"n_{spoken.name}"] = len(spoken.utterances)
-        _measure(board, spoken, encoder, search, reader, talkers)
+        _measure(board, spoken, encoder, reader, talkers)
     _measure_cost(board, model, [utterance.wave for spoken in sets for utterance in spoken.utterances])
     if only:
         board.notes.append(f"only {', '.join(spoken.name for spoken in sets)}, as asked for")
@@ -156,18 +158,17 @@ def _measure(
     board: Scoreboard,
     spoken: Spoken,
     encoder: SpeechEncoder,
-    search: WordSearch,
     reader: UnitReader | None,
     talkers: list[Utterance],
 ) -> None:
     """All figures of one set."""
-    clean, found, read = [], [], []
+    clean, letters, read = [], [], []
     loud: dict[int, list[str]] = {snr: [] for snr in SNRS} if talkers else {}
     with Progress(None, len(spoken.utterances), title=spoken.name, unit="utterance") as progress:
         for row, utterance in enumerate(spoken.utterances):
             encoded = encoder.encode(utterance.wave)
             clean.append(_text(encoded.words))
-            found.append(search.read(encoder.letter_log_probs(utterance.wave)))
+            letters.append(_text(spelled(encoder.letter_log_probs(utterance.wave), encoder.ctc.vocab, 1.0)))
             if reader:
                 read.append(reader.read(encoded.units))
             if loud:
@@ -177,7 +178,7 @@ def _measure(
             progress.update(row)
     for part, rows in spoken.parts.items():
         board.figures[f"n_{spoken.name}_{part}"] = int(rows.sum())
-    for by, heard in (("", clean), ("search_", found)):
+    for by, heard in (("", clean), ("spelled_", letters)):
         main, *others = _errors(spoken, heard, by).items()
         for figure, errors in [main, *others]:
             board.add_rate(figure, *errors)

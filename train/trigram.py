@@ -13,6 +13,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
+from most_core.word_search import WordModel
+
 START, END = "<s>", "</s>"
 NEVER = -99.0  # ARPA's logarithm of 0
 
@@ -68,6 +72,29 @@ class Trigram:
                 file.writelines(self._lines(each, order))
             file.write("\n\\end\\\n")
 
+    def word_model(self) -> WordModel:
+        """The same as the tables that `most_core` reads words with."""
+        ids = {word: place for place, word in enumerate((*self.words, START, END))}
+        size = len(ids) + 1
+        singles, rest = np.full(size, NEVER, np.float32), np.zeros(size, np.float32)
+        for word, place in ids.items():
+            if word != START:
+                singles[place] = math.log(self.probability(word))
+            rest[place] = math.log(self._levels[1].left_over((word,)))
+        pairs = sorted((ids[a] * size + ids[b], a, b) for a, b in self._levels[1].counts)
+        numbers = {(a, b): place for place, (_, a, b) in enumerate(pairs)}
+        triples = sorted((numbers[a, b] * size + ids[c], a, b, c) for a, b, c in self._levels[2].counts)
+        return WordModel(
+            words=tuple(self.words),
+            singles=singles,
+            singles_rest=rest,
+            pairs=np.array([number for number, *_ in pairs], np.int64),
+            pairs_log_prob=_logs(self.probability(b, (a,)) for _, a, b in pairs),
+            pairs_rest=_logs(self._levels[2].left_over((a, b)) for _, a, b in pairs),
+            triples=np.array([number for number, *_ in triples], np.int64),
+            triples_log_prob=_logs(self.probability(c, (a, b)) for _, a, b, c in triples),
+        )
+
     def _lines(self, grams: Iterable[Gram], order: int) -> Iterator[str]:
         for gram in grams:
             likely = NEVER if gram == (START,) else math.log10(self.probability(gram[-1], gram[:-1]))
@@ -75,6 +102,10 @@ class Trigram:
             if order < 3 and gram[-1] != END:
                 back_off = f" {math.log10(self._levels[order].left_over(gram)):.5f}"
             yield f"{likely:.5f} {' '.join(gram)}{back_off}\n"
+
+
+def _logs(probabilities: Iterable[float]) -> np.ndarray:
+    return np.log(np.fromiter(probabilities, np.float64)).astype(np.float32)
 
 
 class _Level:

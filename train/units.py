@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from most_core.loading import choose_device
-from most_core.speech import Quantizer, SpeechEncoder, load_hubert
+from most_core.speech import WORDS, Quantizer, SpeechEncoder, load_hubert
 from train.checkpoints import resume, save_checkpoint
 from train.config import RunOptions, config_hash, deadline
 from train.data.mixture import Speech, letter_ids
 from train.data.shards import ShardedSpeech
 from train.data.utterance import spoken_letters
+from train.language_model import language_model, vocabulary
 from train.progress import Progress, plot_losses
 from train.unit_reader import FILE as READER
 from train.unit_reader import learn_to_read
@@ -56,6 +57,7 @@ class Config:
     steps: int = 300  # of so many utterances each
     reading_utterances: int = 6000
     reading_steps: int = 1000
+    words: bool = True  # add the dictionary and trigram by which captions find words in letters
     seed: int = 0
 
 
@@ -115,6 +117,8 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     quantizer.save(out / "units.safetensors")
     if (out / "speech_encoder").resolve() != (config.encoder / "speech_encoder").resolve():
         shutil.copytree(config.encoder / "speech_encoder", out / "speech_encoder", dirs_exist_ok=True)
+    if config.words:
+        language_model(vocabulary()).word_model().save(out / "speech_encoder" / WORDS)
     shutil.copyfile(_reader_folder(out, config.choice.layer, config.choice.clusters) / READER, out / READER)
     (out / "units.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     _print_table(results, config)

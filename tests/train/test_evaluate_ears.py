@@ -1,7 +1,6 @@
 """Evaluation of the ears on stand-in test sets: an encoder that hears what a test says, and a random one."""
 
 import json
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -18,9 +17,7 @@ from train.data.readers import OrderClip
 from train.data.shards import describe_shard, write_manifest, write_shard
 from train.data.utterance import Utterance, spoken_letters
 from train.data.voices import MissingEngine
-from train.trigram import Trigram
 from train.unit_reader import UnitReader
-from train.word_search import Weights, WordSearch
 
 UTTERANCES = 16
 UNITS = 8
@@ -89,9 +86,6 @@ def surroundings(monkeypatch):
     monkeypatch.setattr(test_sets.readers, "read", read)
     monkeypatch.setattr(orders, "pocketsphinx_transcripts", lambda clips: aligned)
     monkeypatch.setattr(evaluate_ears, "ROUNDS", 1)
-    monkeypatch.setattr(evaluate_ears, "WordSearch", partial(WordSearch, weights=Weights(beam=2)))
-    monkeypatch.setattr(evaluate_ears, "vocabulary", lambda: {"latte", "mocha"})
-    monkeypatch.setattr(evaluate_ears, "language_model", lambda known: Trigram([["latte"], ["mocha"]], known))
     monkeypatch.setenv(test_sets.HUMAN_VARIABLE, "orders")
     monkeypatch.delenv("MOST_DEBUG", raising=False)
 
@@ -123,8 +117,8 @@ def knowing(monkeypatch, spoken):
         return Encoded(torch.zeros(1, 16), np.array([len(wave) % UNITS]), words(self, wave))
 
     def letter_log_probs(self, wave):
-        """Somebody says "late", and a little "latte"."""
-        rows = [{"l": 1}, {"a": 1}, {"t": 1}, {"<pad>": 0.8, "t": 0.2}, {"t": 0.4, "<pad>": 0.6}, {"e": 1}]
+        """Everybody spells "late"."""
+        rows = [{letter: 1} for letter in "late"]
         probabilities = torch.full((len(rows), len(LETTERS)), 1e-4)
         for row, letters in zip(probabilities, rows):
             for letter, share in letters.items():
@@ -164,9 +158,9 @@ def test_orders_are_judged_by_their_slots_and_by_every_word(capsys, model, spoke
     assert figures["slot_wer_human_voice_1"] == 0
     assert figures["slot_wer_human_voice_5"] == 2 / 4
     assert figures["n_human_voice_5"] == 2
-    # The search knows the words "latte" and "mocha", and finds the first of them in everything
-    assert figures["search_slot_wer_human"] == pytest.approx(5 / 6, abs=1e-4)
-    assert figures["search_slot_wer_human_voice_1"] == 1 / 2
+    # In letters everybody says "late", which is none of the slots
+    assert figures["spelled_slot_wer_human"] == 1
+    assert figures["spelled_slot_wer_human_voice_1"] == 1
     # "got" for "get"; "make", "me" and "brown" missed; nobody knows all words of the third
     assert figures["ctc_wer_human"] == pytest.approx(4 / 12, abs=1e-4)
     assert "2 of 3 orders" in " ".join(told["notes"])

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from most_core.speech import SpeechEncoder, untrained_encoder
+from most_core.speech import CtcHead, SpeechEncoder, untrained_encoder
 from train import units
 from train.config import RunOptions
-from train.data.mixture import Speech
+from train.data.mixture import LETTERS, Speech
+from train.trigram import Trigram
 from train.unit_reader import UnitReader
 from train.units import Choice, Config, KMeans, run
 
@@ -30,6 +31,7 @@ def config(shards, tmp_path):
         steps=3,
         reading_utterances=12,
         reading_steps=4,
+        words=False,
     )
 
 
@@ -70,6 +72,18 @@ def test_what_is_written_is_a_whole_encoder(config, tmp_path, capsys):
     states = encoder.hidden_states(wave)
     assert torch.equal(encoder.features(wave), states[2])
     assert np.array_equal(encoder.units(wave), encoder.quantizer(states[1]).numpy())
+
+
+def test_captions_get_their_words(config, tmp_path, monkeypatch):
+    encoder = untrained_encoder(24, 8)
+    weight = torch.randn(2 * len(LETTERS), 24, generator=torch.Generator().manual_seed(0))
+    SpeechEncoder(encoder.model, encoder.quantizer, CtcHead(weight, torch.zeros(len(weight)), LETTERS, 2)).save(
+        config.encoder
+    )
+    monkeypatch.setattr(units, "vocabulary", lambda: {"good", "morning"})
+    monkeypatch.setattr(units, "language_model", lambda known: Trigram([["good", "morning"]], known))
+    assert run(replace(config, words=True), tmp_path / "out", CPU) == 0
+    assert SpeechEncoder.load(tmp_path / "out").ctc.search.model.words == ("good", "morning")
 
 
 def test_stopped_anywhere_it_ends_the_same(config, tmp_path, monkeypatch):

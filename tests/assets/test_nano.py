@@ -1,0 +1,83 @@
+"""The shipped weights: that they are whole, small enough, and hear what the sample questions say."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from most_core.speech import SpeechEncoder
+from train.unit_reader import UnitReader
+from train.word_errors import verbatim_errors
+
+ASSETS = Path(__file__).parents[2] / "assets"
+NANO = ASSETS / "nano"
+
+
+@pytest.fixture(scope="module")
+def ears():
+    return SpeechEncoder.load(NANO)
+
+
+def samples():
+    """(waveform, words) of each sample question, as the table in their README says."""
+    rows = re.findall(r"^\| `(\w+\.wav)` \| (.*?) \|", (ASSETS / "samples/README.md").read_text(encoding="utf-8"), re.M)
+    for name, said in rows:
+        wave, rate = soundfile.read(ASSETS / "samples" / name, dtype="float32")
+        assert rate == 16_000
+        yield wave, re.sub(r"[^a-z' ]", "", said.lower())
+
+
+def test_the_ears_hear_the_sample_questions(ears):
+    waves, said = zip(*samples())
+    assert len(said) == 12
+    heard = [" ".join(word.text for word in ears.words(wave)) for wave in waves]
+    errors, words = verbatim_errors(said, heard)
+    assert errors.sum() / words.sum() < 0.25
+    assert (errors == 0).sum() >= 5
+
+
+def test_words_are_heard_when_they_are_said(ears):
+    wave, _ = soundfile.read(ASSETS / "samples/sum.wav", dtype="float32")
+    late = np.concatenate([np.zeros(16_000, np.float32), wave])
+    early_words, late_words = ears.words(wave), ears.words(late)
+    assert [word.text for word in early_words] == [word.text for word in late_words]
+    for early, later in zip(early_words, late_words):
+        assert later.start_s - early.start_s == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("level", [0, 1e-4, 0.1])
+def test_nobody_is_heard_in_silence_or_noise(ears, level):
+    noise = np.random.default_rng(0).normal(0, 1, 48_000).astype(np.float32) * level
+    assert ears.words(noise) == []
+
+
+def test_the_ears_do_not_mind_level_and_offset(ears):
+    wave, _ = soundfile.read(ASSETS / "samples/clock.wav", dtype="float32")
+    plain = [word.text for word in ears.words(wave)]
+    assert [word.text for word in ears.words(wave * 0.01)] == plain
+    assert [word.text for word in ears.words(wave * 0.5 + 0.2)] == plain
+
+
+def test_units_tell_what_is_said_and_are_all_in_use(ears):
+    reader = UnitReader.load(NANO)
+    assert reader.clusters == ears.num_units == 500
+    used = np.unique(np.concatenate([ears.units(wave) for wave, _ in samples()]))
+    assert len(used) > 150
+    waves, said = zip(*samples())
+    errors, words = verbatim_errors(said, [reader.read(ears.units(wave)) for wave in waves])
+    assert errors.sum() / words.sum() < 0.6
+
+
+def test_it_is_small_and_its_figures_are_of_these_weights():
+    sizes = {path: path.stat().st_size for path in NANO.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= 40e6
+    figures = json.loads((NANO / "figures.json").read_text(encoding="utf-8"))["ears"]["figures"]
+    encoder = sum(size for path, size in sizes.items() if path.parent.name == "speech_encoder")
+    encoder += sizes[NANO / "units.safetensors"]
+    assert encoder <= 12e6
+    assert figures["encoder_mb"] == pytest.approx(encoder / 1e6, rel=0.01)
+    for name in ("ctc_wer_seen", "ctc_wer_unseen", "slot_wer_human", "unit_wer_seen"):
+        assert 0 <= figures[name + "_low"] <= figures[name] <= figures[name + "_high"]
