@@ -17,6 +17,7 @@ from most_core.speech import (
     check_waveform,
     untrained_encoder,
 )
+from most_core.word_search import WordModel, WordSearch
 
 TONE = np.sin(np.arange(8000) * 0.1).astype(np.float32) * 0.5
 
@@ -288,6 +289,30 @@ def test_a_head_may_spell_several_letters_a_frame(encoder, tmp_path):
     assert loaded.letter_log_probs(TONE).shape == (2 * frames, len(VOCAB))
     assert words
     assert max(word.end_s for word in words) <= frames * 0.04 + 1e-6
+
+
+def test_with_a_dictionary_words_are_found_in_the_letters(encoder, tmp_path):
+    singles = np.array([-0.7, -0.7, -99, -0.7, -99], np.float32)  # "cab", "bad", start, end, unknown
+    nothing = np.zeros(0, np.float32)
+    none = np.zeros(0, np.int64)
+    model = WordModel(("cab", "bad"), singles, np.zeros_like(singles), none, nothing, nothing, none, nothing)
+    head = CtcHead(torch.eye(5) * 3, torch.zeros(5), VOCAB, layer=2)
+    cab, cac = torch.eye(5)[[0, 4, 2, 2, 2, 0, 3, 1, 0]], torch.eye(5)[[0, 4, 2, 4, 0]]
+    assert [word.text for word in head.words(cac, 0.04)] == ["cac"]
+    head.search = WordSearch(model, VOCAB, "<pad>", "|")
+    (word,) = head.words(cab, 0.04)
+    assert word.text == "cab"
+    assert (word.start_s, word.end_s) == pytest.approx((0.04, 0.28))
+    assert [word.text for word in head.words(cac, 0.04)] == ["cab"]
+
+    wide = _spelling_head(encoder)
+    wide.search = head.search
+    SpeechEncoder(encoder.model, encoder.quantizer, wide).save(tmp_path)
+    loaded = SpeechEncoder.load(tmp_path)
+    assert loaded.ctc.search.model.words == ("cab", "bad")
+    (tmp_path / "speech_encoder/words.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"words\.safetensors is damaged"):
+        SpeechEncoder.load(tmp_path)
 
 
 def test_an_encoder_without_units_loads_where_none_are_needed(encoder, tmp_path):
