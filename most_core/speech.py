@@ -33,6 +33,7 @@ from most_core.word_search import WordModel, WordSearch
 SAMPLE_RATE = 16_000
 RATES = (8_000, 96_000)  # what check_waveform resamples from
 BLANK, WORD_SEPARATOR = "<pad>", "|"
+FAINT = 0.15  # confidence below which a word is only the likeliest of what noise may have been
 WORDS = "words.safetensors"  # beside the CTC head: what `most_core.word_search` reads words with
 WINDOW_S, MARGIN_S = 30, 2  # longer sound is encoded by windows: attention over ten minutes would take 10 GB
 
@@ -192,7 +193,7 @@ class CtcHead:
         log_probs, seconds = self.log_probs(hidden), seconds_per_frame / self.steps
         if self.search is None:
             return spelled(log_probs, self.vocab, seconds)
-        found = self.search.read(log_probs)
+        found = [word for word in self.search.read(log_probs) if word.confidence > FAINT]
         return [Word(text, first * seconds, end * seconds, sure) for text, first, end, sure in found]
 
 
