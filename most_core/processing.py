@@ -120,7 +120,7 @@ class MostProcessor:
         counts = [0] * len(roles)
         ids: list[int] = []
         features: list[torch.Tensor] = []
-        words: list[Word] = []
+        heard: Encoded | None = None
         remaining = iter(clips)
         for token, (position, _) in zip(encoding["input_ids"], encoding["offset_mapping"]):
             before = len(ids)
@@ -133,7 +133,7 @@ class MostProcessor:
                 else:
                     ids += [self.tokens.frame] * len(encoded.features)
                     features.append(encoded.features)
-                    words = encoded.words
+                    heard = encoded
             counts[bisect_right(ends, position)] += len(ids) - before
         last = messages[-1]["content"]
         spoken = not isinstance(last, str) and any(part["type"] == "audio" for part in last)
@@ -141,7 +141,7 @@ class MostProcessor:
             ids,
             features=torch.cat(features) if features else None,
             has_speech=spoken,
-            words=words if spoken else [],
+            words=heard.words if spoken and heard else [],
             spans=[(role, turn, count) for (role, turn), count in zip(roles, counts)],
         )
 

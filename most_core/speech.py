@@ -12,7 +12,9 @@ import json
 import logging
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from numbers import Real
 from pathlib import Path
@@ -109,12 +111,18 @@ class Word(NamedTuple):
     confidence: float
 
 
-class Encoded(NamedTuple):
-    """Everything one pass of the encoder gives: features [T, D] float32, units [T] int64, words."""
+@dataclass
+class Encoded:
+    """What one pass of the encoder gives: features [T, D] float32, units [T] int64, and words for who asks for them."""
 
     features: torch.Tensor
     units: np.ndarray
-    words: list[Word]
+    hear: Callable[[], list[Word]]
+
+    @cached_property
+    def words(self) -> list[Word]:
+        """The words heard. Finding them takes about as long as the pass itself."""
+        return self.hear()
 
 
 @dataclass
@@ -276,7 +284,8 @@ class SpeechEncoder:
 
     def features_and_units(self, wave: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
         """Both, from one pass of the encoder."""
-        return self.encode(wave)[:2]
+        encoded = self.encode(wave)
+        return encoded.features, encoded.units
 
     def words(self, wave: np.ndarray | torch.Tensor) -> list[Word]:
         """Words with their times; empty without a CTC head."""
@@ -294,8 +303,7 @@ class SpeechEncoder:
         features = hidden[self.quantizer.features_layer]
         units = self.quantizer(hidden[self.quantizer.layer]).cpu().numpy()
         seconds = self.samples_per_frame / SAMPLE_RATE
-        words = self.ctc.words(hidden[self.ctc.layer], seconds) if self.ctc else []
-        return Encoded(features, units, words)
+        return Encoded(features, units, lambda: self.ctc.words(hidden[self.ctc.layer], seconds) if self.ctc else [])
 
     @torch.no_grad()
     def hidden_states(self, wave: np.ndarray | torch.Tensor) -> list[torch.Tensor]:

@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
-from most_core.loading import choose_device
 from most_core.speech import feature_extractor, spelled
 from train.checkpoints import latest_checkpoint, load_checkpoint, resume, save_checkpoint
 from train.config import RunOptions, config_hash, deadline, to_yaml
@@ -155,11 +154,7 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     """Train, or go on training, in `out`; leaves `out/speech_encoder` as `SpeechEncoder` and transformers read it."""
     if options.dry_run:
         return _dry_run(config)
-    device = torch.device(choose_device(options.device))
-    if options.fresh:
-        resume(out / "checkpoints", config_hash(config), fresh=True)
-    run_workers(_work, config.micro_batches, options.threads, device, config, out, options)
-    return 0
+    return run_workers(_work, config.micro_batches, config, out, options)
 
 
 def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:

@@ -242,14 +242,14 @@ def _measure_cost(board: Scoreboard, model: Path, waves: Sequence[np.ndarray]) -
 
 
 def _seconds_on_one_thread(encoder: SpeechEncoder, waves: Sequence[np.ndarray]) -> float:
-    """Seconds to encode all of them, one at a time: the median of several rounds after one to warm up."""
+    """Seconds to encode all, words included, one at a time: the median of several rounds after one to warm up."""
     threads, rounds = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
         for _ in range(1 + ROUNDS):
             started = time.perf_counter()
             for wave in waves:
-                encoder.encode(wave)
+                _ = encoder.encode(wave).words
             rounds.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from most_core.loading import choose_device
 from most_core.speech import SpeechEncoder
 from most_core.vocoder import UnitHifiGan, VocoderConfig, receptive_field_samples
 from train import discriminators
@@ -133,11 +132,7 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     """Train, or go on training, in `out`; leaves `out/vocoder` and the encoder that its units are of."""
     if options.dry_run:
         return _dry_run(config)
-    device = torch.device(choose_device(options.device))
-    if options.fresh:
-        resume(out / "checkpoints", config_hash(config), fresh=True)
-    run_workers(_work, config.micro_batches, options.threads, device, config, out, options)
-    return 0
+    return run_workers(_work, config.micro_batches, config, out, options)
 
 
 def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:

@@ -11,7 +11,10 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from train.config import RunOptions, config_hash
 
 if TYPE_CHECKING:  # workers that synthesize speech have no use for torch
     import torch
@@ -28,38 +31,45 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_workers(work: Callable[..., None], most: int, threads: int | None, device: torch.device, *args: Any) -> None:
-    """Call `work(rank, workers, device, *args)` in each worker of a training; returns when all are done.
+def run_workers(work: Callable[..., None], most: int, config: Any, out: Path, options: RunOptions) -> int:
+    """Call `work(rank, workers, device, config, out, options)` in each worker of a training; 0 when all are done.
 
-    On a CPU each is a process of one thread, `threads` of them or one a core, but at most `most`; a GPU has one.
+    On a CPU each is a process of one thread, `options.threads` of them or one a core, but at most `most`; a GPU has
+    one. `options.fresh` discards the checkpoints in `out`.
     """
-    workers = min(most, threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-    if workers == 1:
-        _work(0, 1, 0, work, device, args)
-        return
     import torch
 
+    from most_core.loading import choose_device
+    from train.checkpoints import resume
+
+    device = torch.device(choose_device(options.device))
+    if options.fresh:
+        resume(out / "checkpoints", config_hash(config), fresh=True)
+    workers = min(most, options.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
+    args = (device, config, out, options)
+    if workers == 1:
+        _work(0, 1, 0, work, args)
+        return 0
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(_work, (workers, port, work, device, args), nprocs=workers)
+    torch.multiprocessing.spawn(_work, (workers, port, work, args), nprocs=workers)
+    return 0
 
 
-def _work(
-    rank: int, workers: int, port: int, work: Callable[..., None], device: torch.device, args: tuple[Any, ...]
-) -> None:
+def _work(rank: int, workers: int, port: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
     import torch
 
-    if device.type == "cpu":
+    if args[0].type == "cpu":
         torch.set_num_threads(1)
         keep_memory()
     if workers == 1:
-        work(rank, workers, device, *args)
+        work(rank, workers, *args)
         return
     end_with_parent()
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
-    work(rank, workers, device, *args)
+    work(rank, workers, *args)
     torch.distributed.destroy_process_group()
 
 

@@ -291,7 +291,7 @@ def test_a_head_may_spell_several_letters_a_frame(encoder, tmp_path):
     assert max(word.end_s for word in words) <= frames * 0.04 + 1e-6
 
 
-def test_with_a_dictionary_words_are_found_in_the_letters(encoder, tmp_path):
+def test_with_a_dictionary_words_are_found_in_the_letters(encoder, tmp_path, monkeypatch):
     singles = np.array([-0.7, -0.7, -99, -0.7, -99], np.float32)  # "cab", "bad", start, end, unknown
     nothing = np.zeros(0, np.float32)
     none = np.zeros(0, np.int64)
@@ -310,6 +310,13 @@ def test_with_a_dictionary_words_are_found_in_the_letters(encoder, tmp_path):
     SpeechEncoder(encoder.model, encoder.quantizer, wide).save(tmp_path)
     loaded = SpeechEncoder.load(tmp_path)
     assert loaded.ctc.search.model.words == ("cab", "bad")
+    searched = []
+    monkeypatch.setattr(loaded.ctc.search, "read", lambda log_probs: searched.append(log_probs) or [])
+    assert len(loaded.features(TONE)) == len(loaded.units(TONE))
+    assert not searched  # who wants no words does not pay for them
+    encoded = loaded.encode(TONE)
+    assert encoded.words == encoded.words == []
+    assert len(searched) == 1
     (tmp_path / "speech_encoder/words.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match=r"words\.safetensors is damaged"):
         SpeechEncoder.load(tmp_path)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from train.checkpoints import latest_checkpoint, load_checkpoint
 from train.data.shards import describe_shard, write_manifest, write_shard
 from train.data.utterance import Utterance
 
@@ -26,3 +27,8 @@ def write_folder(folder, utterances):
     write_shard(path, utterances)
     write_manifest(folder, [describe_shard(path)], {"command": "test"})
     return folder
+
+
+def weights(out):
+    """What the latest checkpoint of a training in `out` holds."""
+    return load_checkpoint(latest_checkpoint(out / "checkpoints"))

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from most_core.speech import CtcHead, Quantizer, SpeechEncoder
-from tests.train.conftest import TEXTS, spoken
+from tests.train.conftest import TEXTS, spoken, weights
 from train import encoder
-from train.checkpoints import latest_checkpoint, load_checkpoint
+from train.checkpoints import latest_checkpoint
 from train.config import RunOptions, to_yaml
 from train.data.augment import NO_AUGMENTATION
 from train.data.mixture import LETTERS, Masking, Speech, Targets
@@ -38,10 +38,6 @@ def config(shards):
         check_every=10,
         log_every=1,
     )
-
-
-def weights(out):
-    return load_checkpoint(latest_checkpoint(out / "checkpoints"))
 
 
 def same(first, second):

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from most_core.speech import SpeechEncoder, untrained_encoder
 from most_core.vocoder import Vocoder
+from tests.train.conftest import weights
 from train import discriminators, vocoder
-from train.checkpoints import latest_checkpoint, load_checkpoint
 from train.config import RunOptions, find_config, load_config
 from train.data.shards import ShardedSpeech, describe_shard, write_manifest
 from train.data.unit_speech import Batch, encode_piece, pieces, read_units, units_folder
@@ -44,10 +44,6 @@ def config(shards, tmp_path):
         check_every=10,
         log_every=1,
     )
-
-
-def weights(out):
-    return load_checkpoint(latest_checkpoint(out / "checkpoints"))
 
 
 def same(first, second):
