@@ -238,6 +238,8 @@ def _vocoder_config(settings: dict[str, Any], path: Path) -> VocoderConfig:
             resblock_kernel_sizes=settings["resblock_kernel_sizes"],
             resblock_dilation_sizes=settings["resblock_dilation_sizes"],
             sample_rate=settings.get("sampling_rate", SAMPLE_RATE),
+            context_dilations=(),
+            context_lookahead=0,
             duration_predictor=bool(duration),
             **({"duration_hidden_dim": duration["var_pred_hidden_dim"]} if duration else {}),
         )

@@ -1,8 +1,9 @@
 """Speech out: units -> waveform, all at once or while the units are still coming.
 
-The generator is transformers' HiFi-GAN with a unit embedding of its own. It looks a fixed number of samples back and
-ahead, so a stream renders overlapping windows of units and keeps the part whose context was complete: the same sound
-as all at once, whatever the chunks.
+Units become embeddings, context layers tell each what was said around it, at the cost of a few numbers a unit, and
+transformers' HiFi-GAN makes them sound. All of it looks a fixed number of samples back and ahead, so a stream renders
+overlapping windows of units and keeps the part whose context was complete: the same sound as all at once, whatever the
+chunks.
 
 Shapes: B batch, N units, E embedding width, S samples.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from transformers import SeamlessM4TConfig
@@ -27,6 +29,8 @@ from most_core.checkpoint_files import load_exactly, load_weights, read_json
 
 Units = Sequence[int] | np.ndarray | torch.Tensor
 OUTER_REACH = 3  # SeamlessM4THifiGan's first and last convolutions always have kernel 7
+NOTHING = -1  # stands for a unit before the first and after the last
+SLOPE = 0.1
 MOST_UNITS_AT_ONCE = 250  # of one pass through the generator: 10 s at 25 Hz
 LONGEST_UNIT = 250  # frames; nothing spoken lasts longer, a bad duration predictor would
 # Types of a vocoder's settings, in words.
@@ -43,10 +47,15 @@ class VocoderConfig:
     """Shape of a vocoder. The default is the nano one: 640 samples a unit, 25 units a second.
 
     A large first rate and small resblocks keep the lookahead short (`receptive_field_units`): it delays every stream.
+    Each context layer is a convolution over units; the first `context_lookahead` of them look one unit ahead, the
+    others only back. Public vocoders have none.
     """
 
     num_units: int = 500
-    embedding_dim: int = 128
+    embedding_dim: int = 224
+    context_dilations: tuple[int, ...] = (1, 1, 1, 2, 4, 8)
+    context_kernel_size: int = 3
+    context_lookahead: int = 3
     upsample_rates: tuple[int, ...] = (8, 5, 4, 4)
     upsample_kernel_sizes: tuple[int, ...] = (16, 11, 8, 8)
     upsample_initial_channel: int = 256
@@ -60,8 +69,16 @@ class VocoderConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not _is_kind(value, field.type):
+            if not _is_kind(value, field.type) and not (field.name == "context_lookahead" and value == 0):
                 raise ValueError(f"{field.name} {value!r} is not {KINDS[field.type]}: correct it")
+        if sum(d == 1 for d in self.context_dilations[: self.context_lookahead]) < self.context_lookahead:
+            raise ValueError(
+                f"context_lookahead {self.context_lookahead} needs as many context layers of dilation 1 in front, but "
+                f"context_dilations is {self.context_dilations}: lower the one or extend the other"
+            )
+        if self.context_lookahead and self.context_kernel_size < 2:
+            raise ValueError("context_kernel_size 1 cannot look ahead: make it at least 2")
+        self.context_dilations = tuple(self.context_dilations)
         self.upsample_rates = tuple(self.upsample_rates)
         self.upsample_kernel_sizes = tuple(self.upsample_kernel_sizes)
         self.resblock_kernel_sizes = tuple(self.resblock_kernel_sizes)
@@ -118,11 +135,8 @@ def _is_kind(value: Any, kind: str) -> bool:
     return type(value) is int and value > 0
 
 
-def receptive_field_samples(config: VocoderConfig) -> tuple[int, int]:
-    """(back, ahead): how far a change of unit i reaches past the end and before the start of its own sound.
-
-    Sound is complete once units are known up to `ahead` samples later.
-    """
+def generator_reach_samples(config: VocoderConfig) -> int:
+    """How far before its start and past its end what the generator is given for a unit changes the sound."""
     block = max(
         sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
         for kernel, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
@@ -132,13 +146,51 @@ def receptive_field_samples(config: VocoderConfig) -> tuple[int, int]:
         # A transposed convolution spreads each input over `kernel` outputs, (kernel - rate) / 2 beyond its own on
         # either side: symmetric, as all else here, hence one number for both directions.
         reach = reach * rate + (kernel - rate) // 2 + block
-    return reach + OUTER_REACH, reach + OUTER_REACH
+    return reach + OUTER_REACH
+
+
+def context_reach_units(config: VocoderConfig) -> tuple[int, int]:
+    """(back, ahead): how many units before and after a unit the context layers look at."""
+    reach = (config.context_kernel_size - 1) * sum(config.context_dilations)
+    return reach - config.context_lookahead, config.context_lookahead
+
+
+def receptive_field_samples(config: VocoderConfig) -> tuple[int, int]:
+    """(back, ahead): how far a change of unit i reaches past the end and before the start of its own sound.
+
+    Sound is complete once units are known up to `ahead` samples later.
+    """
+    reach, size = generator_reach_samples(config), config.samples_per_unit
+    back, ahead = context_reach_units(config)
+    return reach + back * size, reach + ahead * size
 
 
 def receptive_field_units(config: VocoderConfig) -> tuple[int, int]:
     """(left, right): how many units before and after a unit its sound depends on, exactly."""
     back, ahead = receptive_field_samples(config)
     return -(-back // config.samples_per_unit), -(-ahead // config.samples_per_unit)
+
+
+class Context(nn.Module):
+    """Embeddings of a stretch of units and their surroundings -> of the stretch alone, each told about the others.
+
+    [B, back + N + ahead, E] -> [B, N, E], with `context_reach_units`.
+    """
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        width, kernel = config.embedding_dim, config.context_kernel_size
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, kernel, dilation=d) for d in config.context_dilations)
+        self.lookahead = config.context_lookahead
+
+    def forward(self, embeds_BNE: torch.Tensor) -> torch.Tensor:
+        hidden = embeds_BNE.mT
+        for place, layer in enumerate(self.layers):
+            told = layer(F.leaky_relu(hidden, SLOPE))
+            ahead = int(place < self.lookahead)
+            back = hidden.shape[2] - told.shape[2] - ahead
+            hidden = hidden[:, :, back : back + told.shape[2]] + told
+        return hidden.mT
 
 
 class DurationPredictor(nn.Module):
@@ -166,6 +218,7 @@ class UnitHifiGan(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.num_units, config.embedding_dim)
+        self.context = Context(config)
         self.duration_predictor = DurationPredictor(config) if config.duration_predictor else None
         self.generator = SeamlessM4THifiGan(
             SeamlessM4TConfig(
@@ -181,7 +234,16 @@ class UnitHifiGan(nn.Module):
         )
 
     def forward(self, units_BN: torch.Tensor) -> torch.Tensor:
-        return self.generator(self.embedding(units_BN).mT)
+        return self.sound(F.pad(units_BN, context_reach_units(self.config), value=NOTHING))
+
+    def sound(self, window_BN: torch.Tensor) -> torch.Tensor:
+        """Sound of a stretch of units, given with those that the context layers see before and after it."""
+        return self.generator(self.in_context(window_BN).mT)
+
+    def in_context(self, window_BN: torch.Tensor) -> torch.Tensor:
+        """What the generator is given for each unit of the stretch [B, N, E]."""
+        known = window_BN != NOTHING
+        return self.context(self.embedding(window_BN * known) * known[..., None])
 
     def durations(self, units_BN: torch.Tensor) -> torch.Tensor:
         """How many frames each unit lasts [B, N]: from 1 to LONGEST_UNIT."""
@@ -254,11 +316,13 @@ class VocoderStream:
         self._vocoder = vocoder
         self._stretches = config.duration_predictor if predict_durations is None else predict_durations
         self._hop = hop
-        self._back, self._ahead = receptive_field_samples(config)
+        self._reach = generator_reach_samples(config)
+        self._before, self._after = context_reach_units(config)
+        self._ahead = receptive_field_samples(config)[1]
         self._undecided = np.zeros(0, np.int64)  # units whose durations wait for what follows, with left context
         self._decided = 0  # how many of those already have theirs
-        self._units = np.zeros(0, np.int64)  # one a frame; the first is frame number _first
-        self._first = 0
+        self._units = np.full(self._before, NOTHING)  # one a frame; the first is frame number _first
+        self._first = -self._before
         self._emitted = 0  # samples
         self._finished = False
 
@@ -287,6 +351,8 @@ class VocoderStream:
         self._units = np.concatenate([self._units, frames])
         size = self._vocoder.config.samples_per_unit
         known = (self._first + len(self._units)) * size
+        if last:
+            self._units = np.concatenate([self._units, np.full(self._after, NOTHING)])
         ready = known if last else known - self._ahead
         # Start with the first samples, then wait for as much as was already given out, up to a hop: a listener never
         # runs dry if units come at twice the speed of the sound.
@@ -300,11 +366,12 @@ class VocoderStream:
     def _render(self, stop: int) -> np.ndarray:
         """Samples from the last one given out to `stop`, rendered with all the context that there is."""
         size = self._vocoder.config.samples_per_unit
-        start = max(0, self._emitted - self._back) // size
-        end = -(-(stop + self._ahead) // size)
-        self._units, self._first = self._units[start - self._first :], start
-        window = torch.from_numpy(self._units[: end - start]).to(self._vocoder.model.embedding.weight.device)
-        wave = self._vocoder.model(window[None])[0].cpu().numpy()
+        start = max(0, self._emitted - self._reach) // size
+        first = start - self._before
+        self._units, self._first = self._units[first - self._first :], first
+        end = -(-(stop + self._reach) // size) + self._after
+        window = torch.from_numpy(self._units[: end - first]).to(self._vocoder.model.embedding.weight.device)
+        wave = self._vocoder.model.sound(window[None])[0].cpu().numpy()
         sound = wave[self._emitted - start * size : stop - start * size].astype(np.float32)
         self._emitted = stop
         return sound

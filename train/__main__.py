@@ -58,6 +58,11 @@ EVALUATIONS = {
         "word errors of an independent recognizer, likeness, speed",
         "python -m train evaluate mouth --model assets/nano --json",
     ),
+    "voices": (
+        "train.evaluate_voices",
+        "which synthetic voice is understood best and easiest to make of units",
+        "python -m train evaluate voices --model assets/nano",
+    ),
 }
 EARS_ALONE = ("data", "human", "only")  # options that only `evaluate ears` has a use for
 EPILOG = """examples, in the order of a training:

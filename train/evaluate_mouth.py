@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from most_core.loading import choose_device
@@ -35,6 +36,7 @@ from train.word_errors import word_errors
 TIMED, ROUNDS = 20, 5
 TIMED_UNITS = (50, 150)
 FULL_SCALE = 0.999
+LONG_UNITS, LONG_CHUNK = 15_000, 8  # ten minutes
 
 
 def run(model: Path, as_json: bool, options: RunOptions, out: Path | None = None) -> int:
@@ -62,12 +64,44 @@ def run(model: Path, as_json: bool, options: RunOptions, out: Path | None = None
     )
     originals = _spoken(sentences, voice)
     units, made = _resynthesized(encoder, vocoder, originals)
-    _measure_words(board, sentences, known, {"original": originals, "resynth": made}, options.threads or 2)
+    measure_words(board, sentences, known, {"original": originals, "resynth": made}, options.threads or 2)
+    if board.figures.get("original_wer"):
+        board.figures["resynth_ratio"] = board.figures["resynth_wer"] / board.figures["original_wer"]
     _measure_likeness(board, originals, made, shift)
     _measure_streams(board, vocoder, units)
+    _measure_long_stream(board, vocoder, units)
     _measure_cost(board, model, units)
     board.report(f"the mouth of {model}", as_json, out)
     return 0
+
+
+def measure_words(
+    board: Scoreboard,
+    sentences: Sequence[Sentence],
+    known: frozenset[str],
+    sounds: dict[str, list[np.ndarray]],
+    workers: int,
+) -> None:
+    """Put into `board` how many words PocketSphinx gets wrong of each kind of sound, by the names that `sounds` has.
+
+    `known` are the words that it may expect, `workers` its processes.
+    """
+    said = [" ".join(sentence.words) for sentence in sentences]
+    heard = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trigram.arpa"
+        model = language_model(known, [sentence.text for sentence in sentences])
+        board.figures["language_model_perplexity"] = model.perplexity([sentence.words for sentence in sentences])
+        model.write(path)
+        for name, waves in sounds.items():
+            print(f"PocketSphinx listens to {len(waves)} sentences ({name})", file=sys.stderr)
+            heard[name] = hear_all(path, waves, workers)
+    for name, texts in heard.items():
+        errors, words = word_errors(said, texts)
+        board.add_rate(f"{name}_wer", errors, words)
+        for kind in sorted({sentence.kind for sentence in sentences}):
+            rows = np.array([sentence.kind == kind for sentence in sentences])
+            board.add_rate(f"{name}_wer_{kind}", errors[rows], words[rows])
 
 
 def _spoken(sentences: Sequence[Sentence], voice: Voice) -> list[np.ndarray]:
@@ -85,34 +119,6 @@ def _resynthesized(
             made.append(vocoder.synthesize(units[-1]))
             progress.update(row)
     return units, made
-
-
-def _measure_words(
-    board: Scoreboard,
-    sentences: Sequence[Sentence],
-    known: frozenset[str],
-    sounds: dict[str, list[np.ndarray]],
-    workers: int,
-) -> None:
-    """Word errors of the recognizer, of each kind of sound, and of all sentences and of their kinds."""
-    said = [" ".join(sentence.words) for sentence in sentences]
-    heard = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trigram.arpa"
-        model = language_model(known, [sentence.text for sentence in sentences])
-        board.figures["language_model_perplexity"] = model.perplexity([sentence.words for sentence in sentences])
-        model.write(path)
-        for name, waves in sounds.items():
-            print(f"PocketSphinx listens to {len(waves)} sentences ({name})", file=sys.stderr)
-            heard[name] = hear_all(path, waves, workers)
-    for name, texts in heard.items():
-        errors, words = word_errors(said, texts)
-        board.add_rate(f"{name}_wer", errors, words)
-        for kind in sorted({sentence.kind for sentence in sentences}):
-            rows = np.array([sentence.kind == kind for sentence in sentences])
-            board.add_rate(f"{name}_wer_{kind}", errors[rows], words[rows])
-    if board.figures.get("original_wer"):
-        board.figures["resynth_ratio"] = board.figures["resynth_wer"] / board.figures["original_wer"]
 
 
 def _measure_likeness(
@@ -160,6 +166,17 @@ def _measure_streams(board: Scoreboard, vocoder: Vocoder, units: Sequence[np.nda
     if board.figures["n_seams"]:
         ratio = np.concatenate(seams).mean() / max(1e-20, np.concatenate(own).mean())
         board.figures["seam_roughness"] = float(np.sqrt(ratio))
+
+
+def _measure_long_stream(board: Scoreboard, vocoder: Vocoder, units: Sequence[np.ndarray]) -> None:
+    """How much memory ten minutes of one stream take, from its first tenth on."""
+    process, stream, sizes = psutil.Process(), vocoder.stream(), []
+    said = np.resize(np.concatenate(units), LONG_UNITS)
+    for start in range(0, len(said), LONG_CHUNK):
+        stream.push(said[start : start + LONG_CHUNK])
+        sizes.append(process.memory_info().rss)
+    stream.finish()
+    board.figures["long_stream_growth_mb"] = (max(sizes) - max(sizes[: len(sizes) // 10])) / 1e6
 
 
 def _measure_cost(board: Scoreboard, model: Path, units: Sequence[np.ndarray]) -> None:

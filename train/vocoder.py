@@ -2,7 +2,10 @@
 
 What is special about it:
 - units come from the frozen encoder, computed once; crops of units and sound are drawn as a function of (seed, step);
-- spectral losses alone find out what each unit sounds like, then discriminators join and make it sound like a voice;
+- first, without any sound, embeddings and context layers learn to tell the spectrum of what they read: twenty times as
+  many units pass in the same time, and most of what makes speech understood is settled;
+- then they are frozen, spectral losses alone give the generator its sound, and discriminators join and make it sound
+  like a voice;
 - generator and discriminators learn from the same pass, so a step costs one forward of each and one exchange of
   gradients between workers (one thread each, as in `train/encoder.py`);
 - discriminators look at a window of the crop: context is what units need, detail is what discriminators need;
@@ -16,15 +19,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from most_core.speech import SpeechEncoder
-from most_core.vocoder import UnitHifiGan, VocoderConfig, receptive_field_samples
+from most_core.vocoder import NOTHING, SLOPE, UnitHifiGan, VocoderConfig, context_reach_units, receptive_field_samples
 from train import discriminators
 from train.checkpoints import resume, save_checkpoint
 from train.config import RunOptions, config_hash, deadline, to_yaml
@@ -42,23 +46,15 @@ from train.data.unit_speech import (
 from train.discriminators import Discriminators
 from train.progress import Progress, plot_losses
 from train.vocoder_export import export
-from train.vocoder_losses import SpectralLoss
+from train.vocoder_losses import MEL_FLOOR, MELS, SpectralLoss
 from train.vocoder_samples import check
 from train.workers import agreed, run_workers, shown_by, sum_gradients
 
 FIRST_LOUDNESS = 0.05
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A generator, as `VocoderConfig` describes it; the encoder says how many units there are."""
-
-    embedding_dim: int = 128
-    upsample_rates: tuple[int, ...] = (8, 5, 4, 4)
-    upsample_kernel_sizes: tuple[int, ...] = (16, 11, 8, 8)
-    upsample_initial_channel: int = 256
-    resblock_kernel_sizes: tuple[int, ...] = (3, 5)
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3), (1, 3))
+TOLD_HOP = 160  # 10 ms
+TELLING_LOSSES = ("loss/told",)
+LOSSES = ("loss/mel", "loss/stft", "adversarial/discriminators", "adversarial/generator", "features/apart")
+SHIFT_UTTERANCES = 300  # by which the shift is measured
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,19 @@ class Config:
     speech: tuple[Path, ...]  # folders of shards, all of one voice
     check: Path | None = None  # a folder of shards to speak again now and then
     shift: int | None = None  # samples from a recording's start to the sound of its first unit; None: measured
-    shape: Shape = field(default_factory=Shape)
+    shape: VocoderConfig = field(default_factory=VocoderConfig)  # num_units must be the encoder's
     discriminators: discriminators.Shape = field(default_factory=discriminators.Shape)
     weights: Weights = field(default_factory=Weights)
     seed: int = 0
     steps: int = 16_000
-    adversarial_from: int = 4000  # discriminators join at this step
+    sound_from: int = 2000  # until this step units are read, from it on spoken
+    adversarial_from: int = 6000  # discriminators join at this step
     micro_batches: int = 2
     crops: int = 4  # of a micro-batch
+    telling_crops: int = 32  # of a micro-batch before there is sound
     crop_units: int = 32  # 1.28 seconds
     window_units: int = 13  # of a crop, which the discriminators judge
+    telling_rate: float = 2e-3
     learning_rate: float = 5e-4
     discriminator_learning_rate: float = 2e-4
     warmup: int = 200
@@ -99,17 +98,23 @@ class Config:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
+        if self.shape.duration_predictor:
+            raise ValueError("shape.duration_predictor is true, but units are learned with their repeats: leave it out")
+        if not 0 <= self.sound_from <= self.adversarial_from:
+            raise ValueError(
+                f"sound_from is {self.sound_from}, adversarial_from {self.adversarial_from}: discriminators cannot "
+                "join before there is sound"
+            )
         if not 0 < self.window_units <= self.crop_units:
             raise ValueError(f"window_units is {self.window_units}; expected 1..{self.crop_units}, as crop_units says")
 
 
-def generator(shape: Shape, num_units: int, seed: int) -> UnitHifiGan:
-    """A new generator whose first sound is noise of a speaker's loudness.
-
-    PyTorch's own first weights let the signal fade from layer to layer until only biases are heard.
+def generator(shape: VocoderConfig, seed: int) -> UnitHifiGan:
+    """A new generator, of a speaker's loudness. PyTorch's own first weights let the signal fade from layer to layer
+    until only biases are heard.
     """
     torch.manual_seed(seed)
-    model = UnitHifiGan(VocoderConfig(num_units=num_units, **asdict(shape)))
+    model = UnitHifiGan(shape)
     with torch.no_grad():
         for name, module in model.generator.named_modules():
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
@@ -117,15 +122,41 @@ def generator(shape: Shape, num_units: int, seed: int) -> UnitHifiGan:
                 # Residual branches begin small, or every block would double the signal
                 nn.init.normal_(module.weight, std=(0.3 if ".convs2." in name else 1.0) * math.sqrt(2 / inputs))
                 nn.init.zeros_(module.bias)
-        loudness = model(torch.arange(num_units)[None]).std()
-        model.generator.conv_post.weight.mul_(FIRST_LOUDNESS / loudness)
+    set_loudness(model, F.pad(torch.arange(shape.num_units)[None], context_reach_units(shape), value=NOTHING))
     return model
 
 
+@torch.no_grad()
+def set_loudness(model: UnitHifiGan, window_BN: torch.Tensor) -> None:
+    """Scale both ends of a generator that has not learned yet to what it is given, and to a speaker's loudness."""
+    model.generator.conv_pre.weight.div_(model.in_context(window_BN).std())
+    model.generator.conv_post.weight.mul_(FIRST_LOUDNESS / model.sound(window_BN).std())
+
+
+class Teller(nn.Module):
+    """The log-mel spectrum, TOLD_HOP samples a frame, of what the generator is given for units: [B, N, E] -> frames."""
+
+    def __init__(self, shape: VocoderConfig) -> None:
+        super().__init__()
+        self.mels = nn.Linear(shape.embedding_dim, shape.samples_per_unit // TOLD_HOP * MELS)
+        nn.init.constant_(self.mels.bias, math.log(MEL_FLOOR) / 2)
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        """[B, 80, frames]"""
+        return self.mels(F.leaky_relu(context, SLOPE)).unflatten(2, (-1, MELS)).flatten(1, 2).mT
+
+    def loss(self, context: torch.Tensor, waves: torch.Tensor, spectral: SpectralLoss) -> torch.Tensor:
+        """Mean absolute difference from the spectrum of `waves`."""
+        told = self(context)
+        return (told - spectral.log_mel(waves, TOLD_HOP)[:, :, : told.shape[2]]).abs().mean()
+
+
 def learning_rate(config: Config, step: int) -> float:
-    """Factor of both learning rates: linear warm-up, then a cosine down to a twentieth."""
-    done = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
-    return min(1.0, (step + 1) / max(1, config.warmup)) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    """Factor of the learning rates: in each part, with and without sound, a warm-up and a cosine to a twentieth."""
+    first, last = (0, config.sound_from) if step < config.sound_from else (config.sound_from, config.steps)
+    done = max(0, step - first - config.warmup) / max(1, last - first - config.warmup)
+    warm = min(1.0, (step - first + 1) / max(1, config.warmup))
+    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def run(config: Config, out: Path, options: RunOptions) -> int:
@@ -174,16 +205,31 @@ def _train(
     units: list[np.ndarray],
     late: Callable[[], bool],
 ) -> None:
-    model = generator(config.shape, encoder.num_units, config.seed).to(device)
+    if config.shape.num_units != encoder.num_units:
+        raise ValueError(
+            f"shape.num_units is {config.shape.num_units}, but {config.encoder} has {encoder.num_units} units: "
+            "give that number"
+        )
+    model = generator(config.shape, config.seed).to(device)
     average = UnitHifiGan(model.config).to(device).requires_grad_(False).eval()
     average.load_state_dict(model.state_dict())
-    judges = Discriminators(config.discriminators).to(device)
+    judges, teller = Discriminators(config.discriminators).to(device), Teller(model.config).to(device)
     spectral = SpectralLoss(model.config.sample_rate).to(device)
-    optimizers = {
-        "model": torch.optim.AdamW(model.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True),
-        "judges": torch.optim.AdamW(judges.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True),
+    parameters = {
+        "reader": [*model.embedding.parameters(), *model.context.parameters(), *teller.parameters()],
+        "model": list(model.generator.parameters()),
+        "judges": list(judges.parameters()),
     }
-    parts = {"generator": model, "average": average, "discriminators": judges}
+    optimizers = {
+        name: torch.optim.AdamW(each, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+        for name, each in parameters.items()
+    }
+    highest = {
+        "reader": config.telling_rate,
+        "model": config.learning_rate,
+        "judges": config.discriminator_learning_rate,
+    }
+    parts = {"generator": model, "average": average, "discriminators": judges, "teller": teller}
     parts |= {f"optimizer of {name}": optimizer for name, optimizer in optimizers.items()}
     state, first, shift = resume(out / "checkpoints", config_hash(config)), 0, config.shift
     if state is not None:
@@ -193,9 +239,12 @@ def _train(
     size, told = model.config.samples_per_unit, float("nan")
     if shift is None:
         longest = encoder.first_frame_samples - encoder.samples_per_frame
-        shift, told = best_shift(speech, units, encoder.num_units, size, longest)
-    crops = UnitCrops(
-        speech, units, shift, size, config.crop_units, config.crops, config.window_units * size, config.seed
+        waves = [wave_of(speech, row) for row in range(min(len(speech), SHIFT_UTTERANCES))]
+        shift, told = best_shift(waves, units[: len(waves)], encoder.num_units, size, longest)
+    window, around = config.window_units * size, context_reach_units(model.config)
+    crops, telling_crops = (
+        UnitCrops(speech, units, shift, size, config.crop_units, number, window, config.seed, around)
+        for number in (config.crops, config.telling_crops)
     )
     heard = ShardedSpeech(config.check) if config.check and rank == 0 else None
     heard_units = [encoder.units(wave_of(heard, row)) for row in range(len(heard))] if heard else []
@@ -208,27 +257,32 @@ def _train(
                 + (f" (units tell {100 * told:.0f} % of it)" if told == told else "")
                 + f", {workers} worker(s) on {device.type}, from step {first}"
             )
-        started = time.monotonic()
+        logged_at = time.monotonic()
         for step in range(first, config.steps):
-            adversarial = step >= config.adversarial_from
+            sounding, adversarial = step >= config.sound_from, step >= config.adversarial_from
             rate = learning_rate(config, step)
-            for name, highest in (("model", config.learning_rate), ("judges", config.discriminator_learning_rate)):
-                for group in optimizers[name].param_groups:
-                    group["lr"] = highest * rate
-            totals = torch.zeros(5)
+            names = (("model", "judges") if adversarial else ("model",)) if sounding else ("reader",)
+            learning = {name: parameters[name] for name in names}
+            if step == config.sound_from:
+                set_loudness(model, crops[0].units.to(device))
+            totals = torch.zeros(len(LOSSES))
             for micro in range(rank, config.micro_batches, workers):
-                batch = crops[step * config.micro_batches + micro]
+                batch = (crops if sounding else telling_crops)[step * config.micro_batches + micro]
                 batch = Batch(batch.units.to(device), batch.waves.to(device), batch.window)
-                totals += _backward(config, model, judges if adversarial else None, spectral, batch, size)
-            learning = {"model": list(model.parameters())}
-            if adversarial:
-                learning["judges"] = list(judges.parameters())
-            every = [parameter for parameters in learning.values() for parameter in parameters]
+                if sounding:
+                    judging = judges if adversarial else None
+                    totals += _backward(config, model, judging, spectral, batch, size)
+                else:
+                    loss = teller.loss(model.in_context(batch.units), batch.waves, spectral)
+                    loss.backward()
+                    totals[0] += loss.item()
+            every = [parameter for group in learning.values() for parameter in group]
             totals = sum_gradients(every, totals, workers) / config.micro_batches
             torch._foreach_div_([parameter.grad for parameter in every], float(config.micro_batches))
             norms = {}
-            for name, parameters in learning.items():
-                norms[name] = nn.utils.clip_grad_norm_(parameters, config.clip)
+            for name, group in learning.items():
+                norms[name] = nn.utils.clip_grad_norm_(group, config.clip)
+                optimizers[name].param_groups[0]["lr"] = highest[name] * rate
                 optimizers[name].step()
                 optimizers[name].zero_grad()
             with torch.no_grad():
@@ -236,21 +290,20 @@ def _train(
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
             done = step + 1
             if step % config.log_every == 0:
-                names = (
-                    "loss/mel",
-                    "loss/stft",
-                    "adversarial/discriminators",
-                    "adversarial/generator",
-                    "features/apart",
-                )
-                logged = dict(zip(names, totals.tolist())) if adversarial else dict(zip(names[:2], totals.tolist()))
-                seconds = (done - first) * config.micro_batches * config.crops * config.crop_units * size / 16_000
+                shown = (LOSSES if adversarial else LOSSES[:2]) if sounding else TELLING_LOSSES
+                logged = dict(zip(shown, totals.tolist()))
                 logged |= {f"norm/{name}": float(norm) for name, norm in norms.items()}
-                bar.log(step, **logged, x_real_time=seconds / (time.monotonic() - started))
+                number = config.crops if sounding else config.telling_crops
+                seconds = config.log_every * config.micro_batches * number * config.crop_units * size / 16_000
+                now = time.monotonic()
+                if step > first:
+                    logged["x_real_time"] = seconds / (now - logged_at)
+                logged_at = now
+                bar.log(step, **logged)
             else:
                 bar.update(step)
             stop = agreed(late(), workers)
-            if heard and (done % config.check_every == 0 or done == config.steps or stop):
+            if heard and sounding and (done % config.check_every == 0 or done == config.steps or stop):
                 found = check(average, heard, heard_units, shift, out / "samples" / f"step-{done:08d}")
                 bar.log(step, **{f"check_{name}": value for name, value in found.items()})
             if done % config.checkpoint_every == 0 or done == config.steps or stop:
@@ -275,8 +328,10 @@ def _backward(
     batch: Batch,
     size: int,
 ) -> torch.Tensor:
-    """Add a micro-batch's gradients to those of the generator and the discriminators; returns the five losses."""
-    made = model(batch.units)
+    """Add a micro-batch's gradients to those of the generator and the discriminators; returns the LOSSES."""
+    with torch.no_grad():
+        context = model.in_context(batch.units)
+    made = model.generator(context.mT)
     stft, mel = spectral(made, batch.waves)
     loss = config.weights.mel * mel + config.weights.stft * stft
     losses = [mel, stft]
@@ -292,7 +347,7 @@ def _backward(
         loss = loss + (made[:, window] * torch.autograd.grad(wish, shown)[0]).sum()
         losses += judgement
     loss.backward()
-    return torch.tensor([value.item() for value in losses] + [0.0] * (5 - len(losses)))
+    return torch.tensor([value.item() for value in losses] + [0.0] * (len(LOSSES) - len(losses)))
 
 
 def _millions(module: nn.Module) -> str:
@@ -301,17 +356,19 @@ def _millions(module: nn.Module) -> str:
 
 def _dry_run(config: Config) -> int:
     """Show the resolved settings and the sizes, and take one step on noise."""
-    model = generator(config.shape, 500, config.seed)
+    model = generator(config.shape, config.seed)
     judges, size = Discriminators(config.discriminators), model.config.samples_per_unit
     random = torch.Generator().manual_seed(0)
-    units = torch.randint(500, (2, config.crop_units), generator=random)
+    around = sum(context_reach_units(config.shape))
+    units = torch.randint(config.shape.num_units, (2, config.crop_units + around), generator=random)
     waves = 0.1 * torch.randn(2, config.crop_units * size, generator=random)
     losses = _backward(config, model, judges, SpectralLoss(), Batch(units, waves, 0), size)
-    hours = config.steps * config.micro_batches * config.crops * config.crop_units * size / 16_000 / 3600
+    crops = (config.steps - config.sound_from) * config.crops
+    hours = crops * config.micro_batches * config.crop_units * size / 16_000 / 3600
     ahead = receptive_field_samples(model.config)[1] / 16
     print(
-        f"{_millions(model)} parameters with 500 units, looking {ahead:.0f} ms ahead, discriminators "
-        f"{_millions(judges)}; {hours:.0f} hours heard in {config.steps} steps; one step on noise: mel "
+        f"{_millions(model)} parameters with {config.shape.num_units} units, looking {ahead:.0f} ms ahead, "
+        f"discriminators {_millions(judges)}; {hours:.0f} hours heard in {config.steps} steps; one step on noise: mel "
         f"{losses[0]:.2f}, stft {losses[1]:.2f}, discriminators {losses[2]:.2f}"
     )
     return 0

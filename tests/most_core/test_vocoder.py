@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from most_core.vocoder import (
     UnitHifiGan,
     Vocoder,
     VocoderConfig,
+    context_reach_units,
     receptive_field_samples,
     receptive_field_units,
     untrained_vocoder,
@@ -22,13 +24,22 @@ VOCODER = untrained_vocoder(num_units=32, seed=3)
 SMALL = {"num_units": 16, "embedding_dim": 8, "upsample_initial_channel": 16}
 SHAPES = [
     VocoderConfig(**SMALL),
-    VocoderConfig(**SMALL, upsample_rates=(5, 4, 4, 4), upsample_kernel_sizes=(11, 8, 8, 4)),
+    VocoderConfig(
+        **SMALL,
+        upsample_rates=(5, 4, 4, 4),
+        upsample_kernel_sizes=(11, 8, 8, 4),
+        context_dilations=(),
+        context_lookahead=0,
+    ),
     VocoderConfig(
         **SMALL,
         upsample_rates=(2, 3),
         upsample_kernel_sizes=(2, 3),
         resblock_kernel_sizes=(1, 7),
         resblock_dilation_sizes=((1,), (1, 3, 5)),
+        context_dilations=(1, 3),
+        context_kernel_size=2,
+        context_lookahead=1,
     ),
 ]
 
@@ -94,14 +105,17 @@ def test_bad_units_are_named(units, words):
 @pytest.mark.parametrize("config", SHAPES)
 def test_the_receptive_field_is_exact(config):
     """Impulses through a network of positive weights show every dependency: none is missed, none is invented."""
-    generator = UnitHifiGan(config).generator.double()
-    for name, parameter in generator.named_parameters():
+    model = UnitHifiGan(config).double()
+    for name, parameter in model.named_parameters():
         torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1 / parameter[0].numel())
     left, right = receptive_field_units(config)
-    middle, size, count = left + 2, config.samples_per_unit, left + right + 5
-    impulses = torch.eye(count, dtype=torch.double)[:, None].expand(-1, config.embedding_dim, -1)
+    middle, size, count = left + 2, config.samples_per_unit, 2 * left + right + 5
+    surroundings = context_reach_units(config)
+    impulses = F.pad(torch.eye(count, dtype=torch.double), surroundings)[:, :, None].expand(
+        -1, -1, config.embedding_dim
+    )
     with torch.no_grad():
-        waves = generator(impulses)
+        waves = model.generator(model.context(impulses).mT)
     touched = waves[:, middle * size : (middle + 1) * size].abs().sum(1).nonzero().flatten().tolist()
     assert touched == list(range(middle - left, middle + right + 1))
 
@@ -195,14 +209,14 @@ def test_very_long_speech_is_rendered_in_pieces_of_flat_size(monkeypatch):
     vocoder = Vocoder(UnitHifiGan(SHAPES[2]))
     left, right = receptive_field_units(vocoder.config)
     longest = 0
-    render = vocoder.model.forward
+    render = vocoder.model.sound
 
     def watched(units):
         nonlocal longest
         longest = max(longest, units.shape[1])
         return render(units)
 
-    monkeypatch.setattr(vocoder.model, "forward", watched)
+    monkeypatch.setattr(vocoder.model, "sound", watched)
     wave = vocoder.synthesize(random_units(100_000, 16))
     assert len(wave) == 100_000 * 6
     assert longest <= MOST_UNITS_AT_ONCE + left + right + 1

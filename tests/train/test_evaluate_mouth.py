@@ -70,6 +70,7 @@ def surroundings(monkeypatch):
     monkeypatch.setattr(evaluate_mouth, "held_out_sentences", lambda known: (SENTENCES, 3))
     monkeypatch.setattr(evaluate_mouth, "language_model", lambda known, excluded: Model())
     monkeypatch.setattr(evaluate_mouth, "ROUNDS", 1)
+    monkeypatch.setattr(evaluate_mouth, "LONG_UNITS", 600)
     monkeypatch.delenv("MOST_DEBUG", raising=False)
 
 
@@ -91,10 +92,11 @@ def test_figures_by_the_command_line(capsys, model, tmp_path):
     assert figures["stream_difference"] < 1e-4
     assert figures["seam_roughness"] == pytest.approx(1, abs=1e-2)
     assert figures["clipping"] == 0
+    assert figures["long_stream_growth_mb"] < 20
     assert figures["mel_distance_low"] <= figures["mel_distance"] <= figures["mel_distance_high"]
     assert figures["vocoder_rtf_1t"] > 0 < figures["vocoder_rtf_2t"]
     assert figures["vocoder_first_chunk_ms_1t"] > 0
-    assert figures["vocoder_lookahead_ms"] == pytest.approx(219.6, abs=0.1)
+    assert figures["vocoder_lookahead_ms"] == pytest.approx(339.6, abs=0.1)
     assert any("3 sentences with a word outside" in note for note in told["notes"])
 
     assert cli.main(command) == 0

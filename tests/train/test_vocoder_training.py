@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from most_core.speech import SpeechEncoder, untrained_encoder
-from most_core.vocoder import Vocoder
+from most_core.vocoder import Vocoder, VocoderConfig, context_reach_units
 from tests.train.conftest import weights
 from train import discriminators, vocoder
 from train.config import RunOptions, find_config, load_config
@@ -16,12 +16,12 @@ from train.data.shards import ShardedSpeech, describe_shard, write_manifest
 from train.data.unit_speech import Batch, encode_piece, pieces, read_units, units_folder
 from train.data.voices import Voice
 from train.discriminators import Discriminators
-from train.vocoder import Config, Shape, generator, learning_rate, run
+from train.vocoder import Config, generator, learning_rate, run
 from train.vocoder_export import voice_of
 from train.vocoder_losses import SpectralLoss
 
 UNITS = 12
-SMALL = Shape(embedding_dim=8, upsample_initial_channel=16)
+SMALL = VocoderConfig(num_units=UNITS, embedding_dim=8, upsample_initial_channel=16)
 JUDGES = discriminators.Shape((2, 3), (4, 4), (0,), (4, 4))
 ONE = RunOptions(threads=1, device="cpu")
 
@@ -35,8 +35,10 @@ def config(shards, tmp_path):
         shape=SMALL,
         discriminators=JUDGES,
         steps=10,
-        adversarial_from=3,
+        sound_from=2,
+        adversarial_from=4,
         crops=2,
+        telling_crops=3,
         crop_units=6,
         window_units=4,
         warmup=2,
@@ -47,7 +49,7 @@ def config(shards, tmp_path):
 
 
 def same(first, second):
-    parts = ("generator", "average", "discriminators")
+    parts = ("generator", "average", "discriminators", "teller")
     return all(torch.equal(first[part][name], second[part][name]) for part in parts for name in first[part])
 
 
@@ -77,7 +79,8 @@ def test_ten_steps_are_five_and_five_to_the_bit(config, tmp_path, monkeypatch):
 
 def test_discriminators_join_when_they_should(config, tmp_path):
     run(config, tmp_path / "out", ONE)
-    assert ["adversarial/generator" in line for line in logged(tmp_path / "out")] == [False] * 3 + [True] * 7
+    assert ["adversarial/generator" in line for line in logged(tmp_path / "out")] == [False] * 4 + [True] * 6
+    assert ["loss/mel" in line for line in logged(tmp_path / "out")] == [False] * 2 + [True] * 8
     run(replace(config, adversarial_from=10), tmp_path / "never", ONE)
     run(replace(config, adversarial_from=10, steps=1), tmp_path / "first", ONE)
     first, after = (weights(tmp_path / name)["discriminators"] for name in ("first", "never"))
@@ -88,7 +91,7 @@ def test_discriminators_join_when_they_should(config, tmp_path):
 def test_two_workers_learn_what_one_does(config, tmp_path):
     run(config, tmp_path / "one", ONE)
     run(config, tmp_path / "two", replace(ONE, threads=2))
-    start = generator(SMALL, UNITS, config.seed).state_dict()
+    start = generator(SMALL, config.seed).state_dict()
     one, two = (weights(tmp_path / name)["generator"] for name in ("one", "two"))
     moved = torch.cat([(one[name] - start[name]).flatten() for name in one]).abs().mean()
     apart = torch.cat([(one[name] - two[name]).flatten() for name in one]).abs().mean()
@@ -115,7 +118,7 @@ def test_it_learns_the_sound_of_units_and_exports_what_it_learned(config, shards
     # The exported folder hears and speaks; half precision is all that it lost
     assert load_file(out / "vocoder" / "model.safetensors")["embedding.weight"].dtype == torch.half
     exported, encoder = Vocoder.load(out), SpeechEncoder.load(out)
-    model = generator(SMALL, UNITS, 0)
+    model = generator(SMALL, 0)
     model.load_state_dict(weights(out)["average"])
     units = encoder.units(ShardedSpeech(shards)[4].wave)
     sound = exported.synthesize(units)
@@ -126,15 +129,17 @@ def test_it_learns_the_sound_of_units_and_exports_what_it_learned(config, shards
 
 def test_the_generator_learns_from_the_discriminators_and_they_from_themselves(config):
     """One pass for both gives the gradients that two separate ones would."""
-    model, judges = generator(SMALL, UNITS, 1), Discriminators(JUDGES)
+    model, judges = generator(SMALL, 1), Discriminators(JUDGES)
     spectral, size = SpectralLoss(), 640
-    units = torch.randint(UNITS, (2, 6), generator=torch.Generator().manual_seed(0))
+    around = sum(context_reach_units(SMALL))
+    units = torch.randint(UNITS, (2, 6 + around), generator=torch.Generator().manual_seed(0))
     waves = 0.1 * torch.randn(2, 6 * size, generator=torch.Generator().manual_seed(1))
     losses = vocoder._backward(config, model, judges, spectral, Batch(units, waves, size), size)
-    ours = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    assert all(weight.grad is None for weight in [*model.embedding.parameters(), *model.context.parameters()])
+    ours = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     theirs = {name: weight.grad.clone() for name, weight in judges.named_parameters()}
 
-    made, window = model(units), slice(size, 5 * size)
+    made, window = model.sound(units), slice(size, 5 * size)
     alone = dict(judges.named_parameters())
     loss = judges(made[:, window].detach(), waves[:, window]).discriminators
     assert loss.item() == pytest.approx(losses[2].item(), rel=1e-5)
@@ -145,7 +150,7 @@ def test_the_generator_learns_from_the_discriminators_and_they_from_themselves(c
     asked = config.weights
     total = asked.mel * mel + asked.stft * stft
     total = total + asked.adversarial * judgement.generator + asked.features * judgement.features
-    wanted = dict(model.named_parameters())
+    wanted = {name: weight for name, weight in model.named_parameters() if name.startswith("generator.")}
     for (name, _), grad in zip(wanted.items(), torch.autograd.grad(total, list(wanted.values()))):
         assert torch.allclose(ours[name], grad, rtol=1e-2, atol=1e-4 * grad.abs().max().item() + 1e-7)
 
@@ -204,23 +209,31 @@ def test_a_dry_run_leaves_nothing(config, tmp_path, capsys):
 
 def test_first_sound_is_neither_silent_nor_cut_off():
     with torch.no_grad():
-        sound = generator(Shape(), 100, 0)(torch.randint(100, (1, 20)))
-    assert 0.02 < float(sound.std()) < 0.15
+        sound = generator(VocoderConfig(num_units=100), 0)(torch.randint(100, (1, 20)))
+    assert 0.02 < float(sound.std()) < 0.2
     assert float(sound.abs().max()) < 0.95
 
 
 def test_the_schedule_depends_on_the_step_alone():
-    config = Config(encoder=Path("e"), speech=(), warmup=10, steps=110)
-    assert learning_rate(config, 0) == pytest.approx(0.1)
-    assert learning_rate(config, 9) == pytest.approx(1)
-    assert learning_rate(config, 110) == pytest.approx(0.05)
+    config = Config(encoder=Path("e"), speech=(), warmup=10, sound_from=40, adversarial_from=60, steps=150)
+    for first, last in ((0, 39), (40, 150)):
+        assert learning_rate(config, first) == pytest.approx(0.1)
+        assert learning_rate(config, first + 9) == pytest.approx(1)
+        assert learning_rate(config, last) == pytest.approx(0.05, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["vocoder-debug", "vocoder-nano", "vocoder-nano-gpu"])
 def test_vocoder_presets_are_small_enough(name):
     preset = load_config(Config, find_config(name))
-    assert sum(p.numel() for p in generator(preset.shape, 500, 0).parameters()) < 3_000_000
-    assert generator(preset.shape, 500, 0).config.samples_per_unit == 640
+    assert sum(p.numel() for p in generator(preset.shape, 0).parameters()) < 3_000_000
+    assert generator(preset.shape, 0).config.samples_per_unit == 640
+
+
+def test_a_shape_that_does_not_fit_the_encoder_is_refused(config, tmp_path):
+    with pytest.raises(ValueError, match=r"shape\.num_units is 13, but .*ears has 12 units"):
+        run(replace(config, shape=replace(SMALL, num_units=13)), tmp_path / "out", ONE)
+    with pytest.raises(ValueError, match=r"shape\.duration_predictor is true"):
+        replace(config, shape=replace(SMALL, duration_predictor=True))
 
 
 def test_a_window_wider_than_the_crop_is_refused():

@@ -20,16 +20,17 @@ import numpy as np
 import torch
 
 from most_core.speech import SpeechEncoder
+from most_core.vocoder import NOTHING
 from train.data.shards import FULL_SCALE, ShardedSpeech, read_manifest
 from train.vocoder_losses import SpectralLoss
 
 PIECE = 200  # utterances whose units make a file: a few seconds' work
-SHIFT_UTTERANCES = 300
 SHIFT_STEP = 64
 
 
 class Batch(NamedTuple):
-    """Crops: `units` [B, U] int64, `waves` [B, samples_per_unit U] float32. `window`: where discriminators look."""
+    """Crops of U units: `waves` [B, samples_per_unit U] float32, and `units` [B, back + U + ahead] int64, with those
+    that context layers see around them. `window`: the sample from which discriminators look."""
 
     units: torch.Tensor
     waves: torch.Tensor
@@ -87,21 +88,20 @@ def wave_of(speech: ShardedSpeech, row: int) -> np.ndarray:
 
 
 def best_shift(
-    speech: ShardedSpeech, units: Sequence[np.ndarray], num_units: int, samples_per_unit: int, most: int
+    waves: Sequence[np.ndarray], units: Sequence[np.ndarray], num_units: int, samples_per_unit: int, most: int
 ) -> tuple[int, float]:
-    """Where, from 0 to `most` samples in, sound is told best by its units; and the share of it that they tell.
+    """Where, from 0 to `most` samples in, waves are told best by their units; and the share of them that units tell.
 
     Sound is the log-mel spectrum at the middle of each unit's samples; told is what the mean over all moments of the
     same unit leaves unexplained the least of.
     """
     spectral = SpectralLoss()
-    rows = range(min(len(speech), SHIFT_UTTERANCES))
-    owners = torch.from_numpy(np.concatenate([units[row] for row in rows]).astype(np.int64))
+    owners = torch.from_numpy(np.concatenate(units).astype(np.int64))
     shifts = list(range(0, most + 1, SHIFT_STEP))
     points: list[list[torch.Tensor]] = [[] for _ in shifts]
-    for row in rows:
-        mel = spectral.log_mel(torch.from_numpy(wave_of(speech, row))[None], SHIFT_STEP)[0]
-        middles = samples_per_unit * torch.arange(len(units[row])) + samples_per_unit // 2
+    for wave, row in zip(waves, units):
+        mel = spectral.log_mel(torch.from_numpy(wave)[None], SHIFT_STEP)[0]
+        middles = samples_per_unit * torch.arange(len(row)) + samples_per_unit // 2
         for shift, found in zip(shifts, points):
             found.append(mel[:, ((middles + shift) // SHIFT_STEP).clamp(max=mel.shape[1] - 1)].T)
     told = [_explained(torch.cat(found), owners, num_units) for found in points]
@@ -130,10 +130,14 @@ class UnitCrops:
         crops: int,
         window_samples: int,
         seed: int,
+        surroundings: tuple[int, int] = (0, 0),
     ) -> None:
-        """`crops` of `crop_units` units make a batch. Utterances shorter than a crop are left out."""
+        """`crops` of `crop_units` units make a batch. Utterances shorter than a crop are left out.
+
+        `surroundings`: how many units before and after a crop come with it; NOTHING where there are none.
+        """
         self.speech, self.units, self.shift, self.size = speech, units, shift, samples_per_unit
-        self.crop_units, self.crops, self.seed = crop_units, crops, seed
+        self.crop_units, self.crops, self.seed, self.surroundings = crop_units, crops, seed, surroundings
         self.windows = (crop_units * samples_per_unit - window_samples) // samples_per_unit + 1
         samples = np.rint(speech.seconds.astype(np.float64) * 16_000).astype(np.int64)
         counts = np.array([len(each) for each in units], np.int64)
@@ -156,7 +160,7 @@ class UnitCrops:
             row, last = int(self.rows[place]), int(self.counts[place]) - self.crop_units
             # Beginnings and ends lie in few crops: reach beyond them to draw them oftener
             start = int(np.clip(rng.integers(-self.crop_units // 4, last + self.crop_units // 4 + 1), 0, last))
-            units.append(self.units[row][start : start + self.crop_units])
+            units.append(self._with_surroundings(row, start))
             first = self.shift + start * self.size
             waves.append(self.speech.pcm(row)[first : first + self.crop_units * self.size])
         return Batch(
@@ -164,3 +168,11 @@ class UnitCrops:
             torch.from_numpy(np.stack(waves).astype(np.float32) / FULL_SCALE),
             int(rng.integers(self.windows)) * self.size,
         )
+
+    def _with_surroundings(self, row: int, start: int) -> np.ndarray:
+        back, ahead = self.surroundings
+        stop = start + self.crop_units + ahead
+        known = self.units[row][max(0, start - back) : stop]
+        before = max(0, back - start)
+        after = back + self.crop_units + ahead - before - len(known)
+        return np.pad(known, (before, after), constant_values=NOTHING)

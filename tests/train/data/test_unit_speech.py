@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from most_core.vocoder import NOTHING
 from tests.train.conftest import write_folder
 from train.data.shards import ShardedSpeech
-from train.data.unit_speech import UnitCrops, best_shift
+from train.data.unit_speech import UnitCrops, best_shift, wave_of
 from train.data.utterance import Utterance
 
 SIZE = 640
@@ -28,7 +29,7 @@ def speech_of(folder, delay, counts=(40, 30, 50, 35)):
 @pytest.mark.parametrize("delay", [64, 576, 1088])
 def test_the_shift_is_where_units_tell_the_sound(tmp_path, delay):
     speech, units = speech_of(tmp_path, delay)
-    shift, told = best_shift(speech, units, len(TONES), SIZE, 1184)
+    shift, told = best_shift([wave_of(speech, row) for row in range(len(speech))], units, len(TONES), SIZE, 1184)
     assert abs(shift - delay) <= 64
     assert told > 0.5
 
@@ -68,3 +69,18 @@ def test_beginnings_and_ends_are_heard_too(crops):
     drawn = [row for index in range(60) for row in crops[index].units.tolist()]
     assert any(row == crops.units[0][:10].tolist() for row in drawn)
     assert any(row == crops.units[0][-10:].tolist() for row in drawn)
+
+
+def test_crops_come_with_their_surroundings(crops):
+    wider = UnitCrops(crops.speech, crops.units, 592, SIZE, 10, 6, 4 * SIZE, 3, surroundings=(7, 2))
+    outside = 0
+    for index in range(30):
+        batch, bare = wider[index], crops[index]
+        assert torch.equal(batch.units[:, 7:-2], bare.units)
+        assert torch.equal(batch.waves, bare.waves)
+        for row in batch.units.tolist():
+            known = [unit for unit in row if unit != NOTHING]
+            assert any(str(known)[1:-1] in str(units.tolist()) for units in crops.units)
+            assert NOTHING not in row[row.index(known[0]) : row.index(known[0]) + len(known)]
+            outside += len(row) - len(known)
+    assert outside
