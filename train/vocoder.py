@@ -83,19 +83,20 @@ class Config:
     sound_from: int = 2000  # until this step units are read, from it on spoken
     adversarial_from: int = 6000  # discriminators join at this step
     micro_batches: int = 2
-    crops: int = 4  # of a micro-batch
+    crops: int = 2  # of a micro-batch
     telling_crops: int = 32  # of a micro-batch before there is sound
-    crop_units: int = 32  # 1.28 seconds
-    window_units: int = 13  # of a crop, which the discriminators judge
+    telling_units: int = 32  # of such a crop
+    crop_units: int = 16  # 0.64 seconds
+    window_units: int = 10  # of a crop, which the discriminators judge
     telling_rate: float = 2e-3
-    learning_rate: float = 5e-4
+    learning_rate: float = 8e-4
     discriminator_learning_rate: float = 2e-4
     warmup: int = 200
     clip: float = 20.0
     average: float = 0.999
     log_every: int = 20
-    check_every: int = 1000
-    checkpoint_every: int = 200
+    check_every: int = 2000
+    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         if self.shape.duration_predictor:
@@ -243,8 +244,8 @@ def _train(
         shift, told = best_shift(waves, units[: len(waves)], encoder.num_units, size, longest)
     window, around = config.window_units * size, context_reach_units(model.config)
     crops, telling_crops = (
-        UnitCrops(speech, units, shift, size, config.crop_units, number, window, config.seed, around)
-        for number in (config.crops, config.telling_crops)
+        UnitCrops(speech, units, shift, size, length, number, min(window, length * size), config.seed, around)
+        for number, length in ((config.crops, config.crop_units), (config.telling_crops, config.telling_units))
     )
     heard = ShardedSpeech(config.check) if config.check and rank == 0 else None
     heard_units = [encoder.units(wave_of(heard, row)) for row in range(len(heard))] if heard else []
@@ -293,8 +294,8 @@ def _train(
                 shown = (LOSSES if adversarial else LOSSES[:2]) if sounding else TELLING_LOSSES
                 logged = dict(zip(shown, totals.tolist()))
                 logged |= {f"norm/{name}": float(norm) for name, norm in norms.items()}
-                number = config.crops if sounding else config.telling_crops
-                seconds = config.log_every * config.micro_batches * number * config.crop_units * size / 16_000
+                each = config.crops * config.crop_units if sounding else config.telling_crops * config.telling_units
+                seconds = config.log_every * config.micro_batches * each * size / 16_000
                 now = time.monotonic()
                 if step > first:
                     logged["x_real_time"] = seconds / (now - logged_at)

@@ -39,6 +39,7 @@ def config(shards, tmp_path):
         adversarial_from=4,
         crops=2,
         telling_crops=3,
+        telling_units=8,
         crop_units=6,
         window_units=4,
         warmup=2,
@@ -100,15 +101,17 @@ def test_two_workers_learn_what_one_does(config, tmp_path):
 
 def test_it_learns_the_sound_of_units_and_exports_what_it_learned(config, shards, tmp_path):
     out = tmp_path / "out"
-    steady = replace(
-        config, steps=60, adversarial_from=60, check=shards, learning_rate=4e-3, average=0.8, checkpoint_every=60
-    )
-    run(replace(steady, check_every=30), out, ONE)
+    steady = replace(config, steps=100, sound_from=40, adversarial_from=100, check=shards, checkpoint_every=100)
+    steady = replace(steady, telling_rate=1e-2, learning_rate=4e-3, average=0.8)
+    run(replace(steady, check_every=50), out, ONE)
+    told = [line["loss/told"] for line in logged(out) if "loss/told" in line]
+    assert len(told) == 40
+    assert np.mean(told[-5:]) < 0.9 * np.mean(told[:5])
     distances = [line["check_mel_distance"] for line in logged(out) if "check_mel_distance" in line]
     losses = [line["loss/mel"] for line in logged(out) if "loss/mel" in line]
     assert len(distances) == 2
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
-    assert {path.name for path in (out / "samples" / "step-00000060").iterdir()} >= {
+    assert {path.name for path in (out / "samples" / "step-00000100").iterdir()} >= {
         "0.png",
         "0-original.wav",
         "0-vocoder.wav",
