@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,6 +195,41 @@ def _encoded(
     return not agreed(stop, workers)  # and nobody goes on before all are here
 
 
+@dataclass
+class _Learners:
+    """All that learns, and by what: "reader" is the part of `model` that reads units, with its teller."""
+
+    model: UnitHifiGan
+    average: UnitHifiGan
+    judges: Discriminators
+    teller: Teller
+    parameters: dict[str, list[nn.Parameter]]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    @property
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """What a checkpoint keeps."""
+        parts = {"generator": self.model, "average": self.average, "discriminators": self.judges, "teller": self.teller}
+        return parts | {f"optimizer of {name}": optimizer for name, optimizer in self.optimizers.items()}
+
+
+def _learners(config: Config, device: torch.device) -> _Learners:
+    model = generator(config.shape, config.seed).to(device)
+    average = UnitHifiGan(model.config).to(device).requires_grad_(False).eval()
+    average.load_state_dict(model.state_dict())
+    judges, teller = Discriminators(config.discriminators).to(device), Teller(model.config).to(device)
+    parameters = {
+        "reader": [*model.embedding.parameters(), *model.context.parameters(), *teller.parameters()],
+        "model": list(model.generator.parameters()),
+        "judges": list(judges.parameters()),
+    }
+    optimizers = {
+        name: torch.optim.AdamW(each, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+        for name, each in parameters.items()
+    }
+    return _Learners(model, average, judges, teller, parameters, optimizers)
+
+
 def _train(
     rank: int,
     workers: int,
@@ -211,114 +246,111 @@ def _train(
             f"shape.num_units is {config.shape.num_units}, but {config.encoder} has {encoder.num_units} units: "
             "give that number"
         )
-    model = generator(config.shape, config.seed).to(device)
-    average = UnitHifiGan(model.config).to(device).requires_grad_(False).eval()
-    average.load_state_dict(model.state_dict())
-    judges, teller = Discriminators(config.discriminators).to(device), Teller(model.config).to(device)
-    spectral = SpectralLoss(model.config.sample_rate).to(device)
-    parameters = {
-        "reader": [*model.embedding.parameters(), *model.context.parameters(), *teller.parameters()],
-        "model": list(model.generator.parameters()),
-        "judges": list(judges.parameters()),
-    }
-    optimizers = {
-        name: torch.optim.AdamW(each, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
-        for name, each in parameters.items()
-    }
-    highest = {
-        "reader": config.telling_rate,
-        "model": config.learning_rate,
-        "judges": config.discriminator_learning_rate,
-    }
-    parts = {"generator": model, "average": average, "discriminators": judges, "teller": teller}
-    parts |= {f"optimizer of {name}": optimizer for name, optimizer in optimizers.items()}
+    learners = _learners(config, device)
     state, first, shift = resume(out / "checkpoints", config_hash(config)), 0, config.shift
     if state is not None:
         first, shift = state["step"], state["shift"]
-        for name, part in parts.items():
+        for name, part in learners.parts.items():
             part.load_state_dict(state[name])
-    size, told = model.config.samples_per_unit, float("nan")
+    size, told = config.shape.samples_per_unit, float("nan")
     if shift is None:
         longest = encoder.first_frame_samples - encoder.samples_per_frame
         waves = [wave_of(speech, row) for row in range(min(len(speech), SHIFT_UTTERANCES))]
         shift, told = best_shift(waves, units[: len(waves)], encoder.num_units, size, longest)
-    window, around = config.window_units * size, context_reach_units(model.config)
+    window, around = config.window_units * size, context_reach_units(config.shape)
     crops, telling_crops = (
         UnitCrops(speech, units, shift, size, length, number, min(window, length * size), config.seed, around)
         for number, length in ((config.crops, config.crop_units), (config.telling_crops, config.telling_units))
     )
+    spectral = SpectralLoss(config.shape.sample_rate).to(device)
     heard = ShardedSpeech(config.check) if config.check and rank == 0 else None
     heard_units = [encoder.units(wave_of(heard, row)) for row in range(len(heard))] if heard else []
     main = rank == 0
     with Progress(out if main else None, config.steps, step=first, title="vocoder", stream=shown_by(rank)) as bar:
         if main:
             bar.note(
-                f"{_millions(model)} parameters, discriminators {_millions(judges)}; {crops.hours:.1f} hours in "
-                f"{len(crops.rows)} utterances ({crops.dropped} dropped), sound {shift} samples after its frame's first"
+                f"{_millions(learners.model)} parameters, discriminators {_millions(learners.judges)}; "
+                f"{crops.hours:.1f} hours in {len(crops.rows)} utterances ({crops.dropped} dropped), sound {shift} "
+                f"samples after its frame's first"
                 + (f" (units tell {100 * told:.0f} % of it)" if told == told else "")
                 + f", {workers} worker(s) on {device.type}, from step {first}"
             )
         logged_at = time.monotonic()
         for step in range(first, config.steps):
-            sounding, adversarial = step >= config.sound_from, step >= config.adversarial_from
-            rate = learning_rate(config, step)
-            names = (("model", "judges") if adversarial else ("model",)) if sounding else ("reader",)
-            learning = {name: parameters[name] for name in names}
+            source = crops if step >= config.sound_from else telling_crops
             if step == config.sound_from:
-                set_loudness(model, crops[0].units.to(device))
-            totals = torch.zeros(len(LOSSES))
-            for micro in range(rank, config.micro_batches, workers):
-                batch = (crops if sounding else telling_crops)[step * config.micro_batches + micro]
-                batch = Batch(batch.units.to(device), batch.waves.to(device), batch.window)
-                if sounding:
-                    judging = judges if adversarial else None
-                    totals += _backward(config, model, judging, spectral, batch, size)
-                else:
-                    loss = teller.loss(model.in_context(batch.units), batch.waves, spectral)
-                    loss.backward()
-                    totals[0] += loss.item()
-            every = [parameter for group in learning.values() for parameter in group]
-            totals = sum_gradients(every, totals, workers) / config.micro_batches
-            torch._foreach_div_([parameter.grad for parameter in every], float(config.micro_batches))
-            norms = {}
-            for name, group in learning.items():
-                norms[name] = nn.utils.clip_grad_norm_(group, config.clip)
-                optimizers[name].param_groups[0]["lr"] = highest[name] * rate
-                optimizers[name].step()
-                optimizers[name].zero_grad()
-            with torch.no_grad():
-                decay = min(config.average, (step + 1) / (step + 10))
-                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+                set_loudness(learners.model, crops[0].units.to(device))
+            batches = [
+                Batch(batch.units.to(device), batch.waves.to(device), batch.window)
+                for batch in (
+                    source[step * config.micro_batches + micro] for micro in range(rank, config.micro_batches, workers)
+                )
+            ]
+            figures = _step(config, step, learners, batches, spectral, workers)
             done = step + 1
             if step % config.log_every == 0:
-                shown = (LOSSES if adversarial else LOSSES[:2]) if sounding else TELLING_LOSSES
-                logged = dict(zip(shown, totals.tolist()))
-                logged |= {f"norm/{name}": float(norm) for name, norm in norms.items()}
-                each = config.crops * config.crop_units if sounding else config.telling_crops * config.telling_units
-                seconds = config.log_every * config.micro_batches * each * size / 16_000
-                now = time.monotonic()
+                samples = config.log_every * config.micro_batches * batches[0].waves.numel()
+                seconds, logged_at = time.monotonic() - logged_at, time.monotonic()
                 if step > first:
-                    logged["x_real_time"] = seconds / (now - logged_at)
-                logged_at = now
-                bar.log(step, **logged)
+                    figures["x_real_time"] = samples / config.shape.sample_rate / seconds
+                bar.log(step, **figures)
             else:
                 bar.update(step)
             stop = agreed(late(), workers)
-            if heard and sounding and (done % config.check_every == 0 or done == config.steps or stop):
-                found = check(average, heard, heard_units, shift, out / "samples" / f"step-{done:08d}")
+            ending = stop or done == config.steps
+            if heard and step >= config.sound_from and (ending or done % config.check_every == 0):
+                found = check(learners.average, heard, heard_units, shift, out / "samples" / f"step-{done:08d}")
                 bar.log(step, **{f"check_{name}": value for name, value in found.items()})
-            if done % config.checkpoint_every == 0 or done == config.steps or stop:
-                if main:
-                    state = {name: part.state_dict() for name, part in parts.items()} | {"shift": shift}
-                    save_checkpoint(out / "checkpoints", done, state, config_hash=config_hash(config))
-                if stop and done < config.steps:
-                    bar.note(f"stopped at step {done} of {config.steps}; the same command continues")
-                    break
+            if main and (ending or done % config.checkpoint_every == 0):
+                state = {name: part.state_dict() for name, part in learners.parts.items()} | {"shift": shift}
+                save_checkpoint(out / "checkpoints", done, state, config_hash=config_hash(config))
+            if stop and done < config.steps:
+                bar.note(f"stopped at step {done} of {config.steps}; the same command continues")
+                break
     if main:
         if (out / "log.jsonl").stat().st_size:
             plot_losses(out)
-        export(average, out, config.encoder, config.speech, shift)
+        export(learners.average, out, config.encoder, config.speech, shift)
         (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+
+def _step(
+    config: Config,
+    step: int,
+    learners: _Learners,
+    batches: Sequence[Batch],
+    spectral: SpectralLoss,
+    workers: int,
+) -> dict[str, float]:
+    """Learn from this worker's share of a step's micro-batches; returns what there is to log of all shares."""
+    model, judges, learning, shown = learners.model, None, {"reader": config.telling_rate}, TELLING_LOSSES
+    if step >= config.sound_from:
+        learning, shown = {"model": config.learning_rate}, LOSSES[:2]
+    if step >= config.adversarial_from:
+        learning["judges"] = config.discriminator_learning_rate
+        judges, shown = learners.judges, LOSSES
+    totals = torch.zeros(len(shown))
+    for batch in batches:
+        if step >= config.sound_from:
+            losses = _backward(config, model, judges, spectral, batch)
+        else:
+            losses = [learners.teller.loss(model.in_context(batch.units), batch.waves, spectral)]
+            losses[0].backward()
+        totals += torch.tensor([loss.item() for loss in losses])
+    every = [parameter for name in learning for parameter in learners.parameters[name]]
+    totals = sum_gradients(every, totals, workers) / config.micro_batches
+    torch._foreach_div_([parameter.grad for parameter in every], float(config.micro_batches))
+    figures = dict(zip(shown, totals.tolist()))
+    for name, highest in learning.items():
+        optimizer = learners.optimizers[name]
+        optimizer.param_groups[0]["lr"] = highest * learning_rate(config, step)
+        figures[f"norm/{name}"] = float(nn.utils.clip_grad_norm_(learners.parameters[name], config.clip))
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        decay = min(config.average, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(learners.average.parameters()), list(model.parameters()), 1 - decay)
+    return figures
 
 
 def _backward(
@@ -327,9 +359,8 @@ def _backward(
     judges: Discriminators | None,
     spectral: SpectralLoss,
     batch: Batch,
-    size: int,
-) -> torch.Tensor:
-    """Add a micro-batch's gradients to those of the generator and the discriminators; returns the LOSSES."""
+) -> list[torch.Tensor]:
+    """Add a micro-batch's gradients to those of generator and discriminators; returns the LOSSES there are."""
     with torch.no_grad():
         context = model.in_context(batch.units)
     made = model.generator(context.mT)
@@ -337,7 +368,7 @@ def _backward(
     loss = config.weights.mel * mel + config.weights.stft * stft
     losses = [mel, stft]
     if judges is not None:
-        window = slice(batch.window, batch.window + config.window_units * size)
+        window = slice(batch.window, batch.window + config.window_units * config.shape.samples_per_unit)
         # A leaf of its own: what the generator learns must not reach the discriminators' weights, nor the reverse
         shown = made[:, window].detach().requires_grad_()
         judgement = judges(shown, batch.waves[:, window])
@@ -348,7 +379,7 @@ def _backward(
         loss = loss + (made[:, window] * torch.autograd.grad(wish, shown)[0]).sum()
         losses += judgement
     loss.backward()
-    return torch.tensor([value.item() for value in losses] + [0.0] * (len(LOSSES) - len(losses)))
+    return losses
 
 
 def _millions(module: nn.Module) -> str:
@@ -363,7 +394,7 @@ def _dry_run(config: Config) -> int:
     around = sum(context_reach_units(config.shape))
     units = torch.randint(config.shape.num_units, (2, config.crop_units + around), generator=random)
     waves = 0.1 * torch.randn(2, config.crop_units * size, generator=random)
-    losses = _backward(config, model, judges, SpectralLoss(), Batch(units, waves, 0), size)
+    losses = _backward(config, model, judges, SpectralLoss(), Batch(units, waves, 0))
     crops = (config.steps - config.sound_from) * config.crops
     hours = crops * config.micro_batches * config.crop_units * size / 16_000 / 3600
     ahead = receptive_field_samples(model.config)[1] / 16

@@ -137,7 +137,7 @@ def test_the_generator_learns_from_the_discriminators_and_they_from_themselves(c
     around = sum(context_reach_units(SMALL))
     units = torch.randint(UNITS, (2, 6 + around), generator=torch.Generator().manual_seed(0))
     waves = 0.1 * torch.randn(2, 6 * size, generator=torch.Generator().manual_seed(1))
-    losses = vocoder._backward(config, model, judges, spectral, Batch(units, waves, size), size)
+    losses = vocoder._backward(config, model, judges, spectral, Batch(units, waves, size))
     assert all(weight.grad is None for weight in [*model.embedding.parameters(), *model.context.parameters()])
     ours = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     theirs = {name: weight.grad.clone() for name, weight in judges.named_parameters()}
