@@ -195,6 +195,13 @@ def _measure_cost(board: Scoreboard, model: Path, units: Sequence[np.ndarray]) -
         for row in timed:
             vocoder.synthesize(row)
 
+    def streamed() -> None:
+        for row in timed:
+            stream = vocoder.stream()
+            for unit in row:
+                stream.push([unit])
+            stream.finish()
+
     def first_chunks() -> None:
         for row in timed:
             stream = vocoder.stream()
@@ -202,6 +209,7 @@ def _measure_cost(board: Scoreboard, model: Path, units: Sequence[np.ndarray]) -
 
     for threads in (1, 2):
         board.figures[f"vocoder_rtf_{threads}t"] = _median_seconds(whole, threads) / seconds
+    board.figures["vocoder_stream_rtf_1t"] = _median_seconds(streamed, 1) / seconds
     board.figures["vocoder_first_chunk_ms_1t"] = 1000 * _median_seconds(first_chunks, 1) / len(timed)
     board.notes.append(
         "vocoder_first_chunk_ms_1t is computation from the first unit pushed, one by one, to the first sample; the "

@@ -95,6 +95,7 @@ def test_figures_by_the_command_line(capsys, model, tmp_path):
     assert figures["long_stream_growth_mb"] < 20
     assert figures["mel_distance_low"] <= figures["mel_distance"] <= figures["mel_distance_high"]
     assert figures["vocoder_rtf_1t"] > 0 < figures["vocoder_rtf_2t"]
+    assert figures["vocoder_stream_rtf_1t"] > 0
     assert figures["vocoder_first_chunk_ms_1t"] > 0
     assert figures["vocoder_lookahead_ms"] == pytest.approx(339.6, abs=0.1)
     assert any("3 sentences with a word outside" in note for note in told["notes"])

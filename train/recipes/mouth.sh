@@ -3,15 +3,16 @@
 #
 #   train/recipes/mouth.sh [nano | nano-gpu | debug]
 #
-# Needs Debian's flite, PocketSphinx for the measurements, and runs/SIZE/ears, which train/recipes/ears.sh makes.
+# Needs Debian's flite, PocketSphinx for the measurements, and runs/SIZE/ears, which train/recipes/ears.sh makes; without
+# them it takes the shipped ones.
 set -euo pipefail
 size=${1:-nano}
 speech=runs/$size/speech
+ears=runs/$size/ears
 train() { "${PYTHON:-.venv/bin/python}" -m train "$@"; }
 
-[ -f "runs/$size/ears/units.safetensors" ] ||
-  { echo "error: runs/$size/ears holds no units: run train/recipes/ears.sh $size first" >&2; exit 2; }
+[ -f "$ears/units.safetensors" ] || ears=assets/nano
 train synthesize --config "voice-$size" --out "$speech/voice"
 train synthesize --config check-voice --out "$speech/check-voice"
-train vocoder --config "vocoder-$size" --out "runs/$size/mouth"
+train vocoder --config "vocoder-$size" --out "runs/$size/mouth" --set "encoder=$ears"
 train evaluate mouth --model "runs/$size/mouth" --out "runs/$size/mouth/figures.json"
