@@ -13,6 +13,7 @@ train() { "${PYTHON:-.venv/bin/python}" -m train "$@"; }
 
 train synthesize --config "english-$size" --out "$speech/english"
 train synthesize --config "world-$size" --out "$speech/world"
+train synthesize --config "voice-$size" --out "$speech/voice"
 train synthesize --config check-seen --out "$speech/check-seen"
 train synthesize --config check-unseen --out "$speech/check-unseen"
 for kind in barista keywords librispeech; do
