@@ -269,6 +269,9 @@ def test_a_wrong_folder_says_what_is_wrong(tmp_path):
         ({"upsample_rates": (8, 5, 4)}, "upsample_rates has 3 entries"),
         ({"resblock_kernel_sizes": (3, 4)}, "kernel 4 is even"),
         ({"upsample_initial_channel": 24}, "multiple of 16"),
+        ({"context_dilations": (1, 2), "context_lookahead": 2}, "context_lookahead 2 needs as many context layers"),
+        ({"context_kernel_size": 1}, "context_kernel_size 1 cannot look ahead"),
+        ({"context_lookahead": -1}, "context_lookahead -1 is not a positive whole number"),
     ],
 )
 def test_an_impossible_shape_is_refused(values, words):
