@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from most_core.speech import SpeechEncoder
+from most_core.speech import Quantizer, SpeechEncoder
 from most_core.vocoder import NOTHING, SLOPE, UnitHifiGan, VocoderConfig, context_reach_units, receptive_field_samples
 from train import discriminators
 from train.checkpoints import resume, save_checkpoint
@@ -164,6 +164,11 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     """Train, or go on training, in `out`; leaves `out/vocoder` and the encoder that its units are of."""
     if options.dry_run:
         return _dry_run(config)
+    num_units = len(Quantizer.load(config.encoder / "units.safetensors").centroids)
+    if config.shape.num_units != num_units:
+        raise ValueError(
+            f"shape.num_units is {config.shape.num_units}, but {config.encoder} has {num_units} units: give that number"
+        )
     return run_workers(_work, config.micro_batches, config, out, options)
 
 
@@ -241,11 +246,6 @@ def _train(
     units: list[np.ndarray],
     late: Callable[[], bool],
 ) -> None:
-    if config.shape.num_units != encoder.num_units:
-        raise ValueError(
-            f"shape.num_units is {config.shape.num_units}, but {config.encoder} has {encoder.num_units} units: "
-            "give that number"
-        )
     learners = _learners(config, device)
     state, first, shift = resume(out / "checkpoints", config_hash(config)), 0, config.shift
     if state is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from train.config import RunOptions, config_hash
 
 if TYPE_CHECKING:  # workers that synthesize speech have no use for torch
+    from multiprocessing.queues import SimpleQueue
+
     import torch
 
 
@@ -35,7 +38,7 @@ def run_workers(work: Callable[..., None], most: int, config: Any, out: Path, op
     """Call `work(rank, workers, device, config, out, options)` in each worker of a training; 0 when all are done.
 
     On a CPU each is a process of one thread, `options.threads` of them or one a core, but at most `most`; a GPU has
-    one. `options.fresh` discards the checkpoints in `out`.
+    one. `options.fresh` discards the checkpoints in `out`. ValueError and OSError of a worker are raised here, too.
     """
     import torch
 
@@ -53,8 +56,26 @@ def run_workers(work: Callable[..., None], most: int, config: Any, out: Path, op
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(_work, (workers, port, work, args), nprocs=workers)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # who is stopped beside who failed
+    refused = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    try:
+        torch.multiprocessing.spawn(_work_beside_others, (workers, port, refused, work, args), nprocs=workers)
+    except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
+        if refused.empty():
+            raise
+        raise refused.get() from None
     return 0
+
+
+def _work_beside_others(
+    rank: int, workers: int, port: int, refused: SimpleQueue, work: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    """`_work`; what it refuses in words is told to the parent, who sees only a traceback as text otherwise."""
+    try:
+        _work(rank, workers, port, work, args)
+    except (ValueError, OSError) as error:
+        refused.put(error)
+        raise
 
 
 def _work(rank: int, workers: int, port: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:

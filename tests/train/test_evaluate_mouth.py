@@ -8,6 +8,7 @@ import torch
 
 from most_core.speech import untrained_encoder
 from most_core.vocoder import Vocoder, VocoderStream, untrained_vocoder
+from tests.train.conftest import FakeSynthesizer, LanguageModel
 from train import __main__ as cli
 from train import evaluate_mouth
 from train.config import RunOptions
@@ -19,21 +20,6 @@ SENTENCES = [
     *(Sentence(text, "sentences") for text in ("We saw the sea today.", "Birds sing in the morning.")),
 ]
 VOICE = {"engine": "flite", "name": "slt"}
-
-
-class FakeSynthesizer:
-    """Speaks a buzz, of a length that tells the sentence."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def speak(self, text, voice):
-        assert (voice.engine, voice.name) == ("flite", "slt")
-        time = np.arange(4000 + 640 * len(text)) / 16_000
-        return (0.3 * sum(np.sin(2 * np.pi * 150 * n * time) for n in range(1, 8)) / 3).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +42,12 @@ def surroundings(monkeypatch):
         original = len(waves[0]) == 4000 + 640 * len(SENTENCES[0].text)
         return said if original else [text.rpartition(" ")[0] for text in said[:2]] + ["we saw a sea today", said[3]]
 
-    class Model:
-        def perplexity(self, sentences):
-            return 50.0
-
-        def write(self, path):
-            path.write_text("arpa")
-
     monkeypatch.setattr(evaluate_mouth, "Synthesizer", FakeSynthesizer)
     monkeypatch.setattr(evaluate_mouth, "hear_all", hear_all)
     monkeypatch.setattr(evaluate_mouth, "dictionary", frozenset)
     monkeypatch.setattr(evaluate_mouth, "vocabulary", frozenset)
     monkeypatch.setattr(evaluate_mouth, "held_out_sentences", lambda known: (SENTENCES, 3))
-    monkeypatch.setattr(evaluate_mouth, "language_model", lambda known, excluded: Model())
+    monkeypatch.setattr(evaluate_mouth, "language_model", lambda known, excluded: LanguageModel())
     monkeypatch.setattr(evaluate_mouth, "ROUNDS", 1)
     monkeypatch.setattr(evaluate_mouth, "LONG_UNITS", 600)
     monkeypatch.delenv("MOST_DEBUG", raising=False)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from most_core.speech import untrained_encoder
+from tests.train.conftest import FakeSynthesizer, LanguageModel
 from train import __main__ as cli
 from train import evaluate_mouth, evaluate_voices
 from train.data.mouth_texts import Sentence
@@ -14,39 +15,20 @@ SENTENCES = [Sentence("Birds sing in the morning.", "sentences"), Sentence("The 
 HERTZ = {"slt": 200, "awb": 120, "kal16": 100, "cmu_us_slt_arctic_hts": 180}
 
 
-class FakeSynthesizer:
-    """A buzz of each voice's own pitch, which wavers for awb alone."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def speak(self, text, voice):
-        time = np.arange(12_000 + 640 * len(text)) / 16_000
-        hertz = HERTZ[voice.name] * (1 + 0.1 * np.sin(2 * np.pi * 2 * time) * (voice.name == "awb"))
-        phase = 2 * np.pi * np.cumsum(hertz) / 16_000
-        return (0.1 * sum(np.sin(phase * n) for n in range(1, 8))).astype(np.float32)
-
-
-class Model:
-    def perplexity(self, sentences):
-        return 50.0
-
-    def write(self, path):
-        path.write_text("arpa")
+def hertz(name, time):
+    """Each voice has a pitch of its own, which wavers for awb alone."""
+    return HERTZ[name] * (1 + 0.1 * np.sin(2 * np.pi * 2 * time) * (name == "awb"))
 
 
 def test_voices_are_compared_by_the_command_line(capsys, tmp_path, monkeypatch):
     untrained_encoder(16, 12).save(tmp_path)
     answers = iter([["birds sing in the morning", "the sky is often blue"], *[["birds", "the sky"]] * 3])
-    monkeypatch.setattr(evaluate_voices, "Synthesizer", FakeSynthesizer)
+    monkeypatch.setattr(evaluate_voices, "Synthesizer", lambda: FakeSynthesizer(hertz))
     monkeypatch.setattr(evaluate_voices, "held_out_sentences", lambda known: (SENTENCES, 0))
     for module in (evaluate_voices, evaluate_mouth):
         monkeypatch.setattr(module, "dictionary", frozenset)
         monkeypatch.setattr(module, "vocabulary", frozenset)
-    monkeypatch.setattr(evaluate_mouth, "language_model", lambda known, excluded: Model())
+    monkeypatch.setattr(evaluate_mouth, "language_model", lambda known, excluded: LanguageModel())
     monkeypatch.setattr(evaluate_mouth, "hear_all", lambda path, waves, workers: next(answers))
 
     assert cli.main(["evaluate", "voices", "--model", str(tmp_path), "--device", "cpu", "--json"]) == 0

@@ -5,6 +5,11 @@ import sys
 import textwrap
 import time
 
+import pytest
+
+from train.config import RunOptions
+from train.workers import run_workers
+
 SCRIPT = """
 import multiprocessing, os, sys, time
 from train.workers import end_with_parent
@@ -45,3 +50,13 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     while alive(worker) and time.monotonic() < until:
         time.sleep(0.05)
     assert not alive(worker)
+
+
+def refuse(rank, workers, device, config, out, options):
+    if rank == 1:
+        raise ValueError(f"{config} is not to be had")
+
+
+def test_what_a_worker_refuses_is_told_in_its_own_words(tmp_path):
+    with pytest.raises(ValueError, match=r"^this is not to be had$"):
+        run_workers(refuse, 2, "this", tmp_path, RunOptions(threads=2, device="cpu"))
