@@ -25,10 +25,10 @@ COMMANDS = {
         "speak sentences with the installed speech engines: shards of speech to train on",
         "python -m train synthesize --config english-debug --out runs/debug/speech/english",
     ),
-    "prepare": (
-        "train.data.prepare",
+    "corpus": (
+        "train.data.corpus",
         "read a corpus of recordings: shards of speech to train on",
-        "python -m train prepare --set kind=librispeech location=LibriSpeech split=train-clean-100",
+        "python -m train corpus --set kind=librispeech location=LibriSpeech split=train-clean-100",
     ),
     "encoder": (
         "train.encoder",

@@ -188,7 +188,7 @@ def _words(text: str) -> list[str]:
 
 
 def _main(folder: str) -> None:
-    """Print the transcripts of all orders in a folder, both splits, as JSON for `prepare`'s `transcripts`."""
+    """Print the transcripts of all orders in a folder, both splits, as JSON for `corpus`'s `transcripts`."""
     clips = [clip for split in ("train", "test") for clip in read("barista", folder, split)]
     texts = {name: found.text for name, found in pocketsphinx_transcripts(clips).items()}
     print(json.dumps(texts, indent=1))

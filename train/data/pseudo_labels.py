@@ -47,7 +47,7 @@ def pseudo_labelled(
 
 
 def _main(folder: str) -> None:
-    """Print what PocketSphinx hears in all recordings of a folder, as JSON for `prepare`'s `transcripts`."""
+    """Print what PocketSphinx hears in all recordings of a folder, as JSON for `corpus`'s `transcripts`."""
     recordings = list(read("folder", folder))
     heard = words_of_all([recording.wave for recording in recordings])
     texts = {item.id: " ".join(word.text for word in words) for item, words in zip(recordings, heard) if words}

@@ -21,16 +21,16 @@ for kind in barista keywords librispeech; do
 done
 transcripts=pocketsphinx
 [ ! -f "$people/orders.json" ] || transcripts=$people/orders.json
-[ -d "$speech/keywords" ] || train prepare --set kind=keywords location="$people/keywords" --out "$speech/keywords"
+[ -d "$speech/keywords" ] || train corpus --set kind=keywords location="$people/keywords" --out "$speech/keywords"
 [ -d "$speech/orders" ] ||
-  train prepare --set kind=barista location="$people/barista" transcripts="$transcripts" --out "$speech/orders"
+  train corpus --set kind=barista location="$people/barista" transcripts="$transcripts" --out "$speech/orders"
 [ -d "$speech/human-test" ] ||
-  train prepare --set kind=barista location="$people/barista" split=test transcripts="$transcripts" --out "$speech/human-test"
+  train corpus --set kind=barista location="$people/barista" split=test transcripts="$transcripts" --out "$speech/human-test"
 
 understood=pocketsphinx
 [ ! -f "$people/librispeech.json" ] || understood=$people/librispeech.json
 read_aloud() {  # PART SURE OUT
-  [ -d "$speech/$3" ] || train prepare --out "$speech/$3" --set kind=librispeech_sample split="$1" sure="$2" \
+  [ -d "$speech/$3" ] || train corpus --out "$speech/$3" --set kind=librispeech_sample split="$1" sure="$2" \
     location="$people/librispeech" transcripts="$understood"
 }
 read_aloud train 0 librispeech

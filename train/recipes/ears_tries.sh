@@ -15,7 +15,7 @@ done
 train synthesize --config english-nano --out "$tries/speech/few" --set seed=5 shards=3 \
   engines.espeak-ng=0 engines.flite=1 engines.festival=0 texts.world=0.5
 read_aloud() {  # NAME PART SURE
-  [ -d "$tries/speech/$1" ] || train prepare --out "$tries/speech/$1" \
+  [ -d "$tries/speech/$1" ] || train corpus --out "$tries/speech/$1" \
     --set kind=librispeech_sample split="$2" sure="$3" location="$people/librispeech" transcripts=pocketsphinx
 }
 read_aloud read-test test 0.6

@@ -8,9 +8,9 @@ import torch
 from most_core.speech import CtcHead, SpeechEncoder, Word, untrained_encoder
 from tests.train.conftest import spoken
 from train.config import RunOptions
-from train.data import prepare
+from train.data import corpus
+from train.data.corpus import Config, run, transcribed
 from train.data.mixture import LETTERS
-from train.data.prepare import Config, run, transcribed
 from train.data.readers import OrderClip
 from train.data.shards import ShardedSpeech, read_manifest
 
@@ -47,7 +47,7 @@ def test_shards_are_replaced_as_a_whole(recordings, tmp_path, monkeypatch):
     run(config, tmp_path / "out", PLAIN)
     before = (tmp_path / "out" / "manifest.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "describe_shard", lambda path: 1 / 0)
+        patch.setattr(corpus, "describe_shard", lambda path: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(config, tmp_path / "out", PLAIN)
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
@@ -86,7 +86,7 @@ def test_an_encoder_words_orders_and_labels_what_it_is_sure_of(tmp_path, monkeyp
 
 def test_unwritten_recordings_are_labelled_by_pocketsphinx_as_sure_as_is_asked_for(tmp_path, monkeypatch):
     heard = [Word(f"w{i}", i / 4, i / 4 + 0.2, 0.7 - i / 10) for i in range(6)]
-    monkeypatch.setattr(prepare, "words_of_all", lambda waves: [heard for _ in waves])
+    monkeypatch.setattr(corpus, "words_of_all", lambda waves: [heard for _ in waves])
     items = [spoken(0, "something said for a second or two")]
     assert list(transcribed(items, "pocketsphinx")) == []  # .7 and .6 are no three sure words
     assert [item.text for item in transcribed(items, "pocketsphinx", sure=0.25)] == ["w0 w1 w2 w3"]

@@ -1,4 +1,4 @@
-"""`python -m train prepare`: a corpus of recordings becomes shards, its missing transcripts recovered."""
+"""`python -m train corpus`: a corpus of recordings becomes shards, its missing transcripts recovered."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
         shards.append(describe_shard(path))
     if not shards:
         raise ValueError(f"{config.location} gives no utterance of kind {config.kind} and split {config.split}")
-    write_manifest(unfinished, shards, {"command": "prepare", **asdict(config)})
+    write_manifest(unfinished, shards, {"command": "corpus", **asdict(config)})
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
     hours = sum(shard.seconds for shard in shards) / 3600
