@@ -10,7 +10,7 @@ A prompt in ids (small tokenizer's spelling):
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -36,7 +36,8 @@ SMALL_SPECIAL_TOKENS = (PAD, BOS, EOS, SYSTEM, USER, ASSISTANT)
 _PARTS = """
 {%- macro render(content, role) -%}
 {%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}
-{%- if part.type == 'text' -%}{{ part.text }}{%- elif role == 'assistant' -%}[Audio][/Audio]
+{%- if part.type == 'text' -%}{{ part.text }}{%- elif part.type == 'heard' -%}{{ part.text }}[/Heard]
+{%- elif role == 'assistant' -%}[Audio][/Audio]
 {%- else -%}[Wave][/Wave]{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}
 """
 SMALL_CHAT_TEMPLATE = (
@@ -52,7 +53,8 @@ DEEPSEEK_CHAT_TEMPLATE = (
     + """
 {{- bos_token -}}{%- for message in messages -%}{%- if message.role == 'user' -%}
 {{- 'User: ' + render(message.content, 'user') + '\\n\\n' -}}{%- elif message.role == 'assistant' -%}
-{{- 'Assistant: ' + render(message.content, 'assistant') + eos_token -}}{%- else -%}
+{{- 'Assistant:' -}}{%- if message.content is string or message.content[0].type != 'audio' -%}{{- ' ' -}}{%- endif -%}
+{{- render(message.content, 'assistant') + eos_token -}}{%- else -%}
 {{- render(message.content, 'system') + '\\n\\n' -}}{%- endif -%}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"""
 )
@@ -60,7 +62,8 @@ DEEPSEEK_CHAT_TEMPLATE = (
 
 class Message(TypedDict):
     """One turn, in Hugging Face's convention: content is text, or a list of
-    `{"type": "text", "text": str}` and `{"type": "audio", "audio": array, "sampling_rate": int}` parts."""
+    `{"type": "text", "text": str}` and `{"type": "audio", "audio": array, "sampling_rate": int}` parts. A turn of the
+    assistant may begin with `{"type": "heard", "text": str}`, the words that it had understood."""
 
     role: str
     content: str | list[dict[str, Any]]
@@ -145,6 +148,22 @@ class MostProcessor:
             spans=[(role, turn, count) for (role, turn), count in zip(roles, counts)],
         )
 
+    def lesson(self, messages: Sequence[Message]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a conversation that ends with the assistant's turn, and where in them the assistant speaks: from the
+        first token it has to say to the one that ends the turn. Clips need no sound: between their two markers
+        nothing stands yet."""
+        check_messages(messages, last=("assistant",))
+        turns = [{**message, "content": self._for_template(message["content"])} for message in messages]
+        text = self._render(turns, add_generation_prompt=False)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        begins = [begin for begin, _ in encoding["offset_mapping"]]
+        replies = []
+        for turn, end in enumerate(self._ends(turns, text)):
+            if turns[turn]["role"] == "assistant":
+                begin = len(self._render(turns[:turn], add_generation_prompt=True))
+                replies.append((bisect_left(begins, begin), bisect_left(begins, end)))
+        return encoding["input_ids"], replies
+
     def _render(self, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(
             turns,
@@ -182,10 +201,10 @@ class MostProcessor:
             return self._special.sub(lambda match: match[0][0] + "\u200d" + match[0][1:], text)
         parts: list[dict[str, Any]] = []
         for kind, run in groupby(content, key=lambda part: part["type"]):
-            if kind == "text":  # neighbours as one, or a spelling cut in two would pass
-                parts.append({"type": "text", "text": self._for_template("".join(part["text"] for part in run))})
-            else:
+            if kind == "audio":
                 parts += [{"type": "audio"} for _ in run]
+            else:  # neighbours as one, or a spelling cut in two would pass
+                parts.append({"type": kind, "text": self._for_template("".join(part["text"] for part in run))})
         return parts
 
     def text(self, ids: Iterable[int]) -> str:
@@ -213,8 +232,8 @@ class TextStream:
         return self._stream.step(self._backend, token) or ""
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise a one-line error for a conversation that cannot be rendered."""
+def check_messages(messages: Sequence[Message], last: tuple[str, ...] = ("user", "system")) -> None:
+    """Raise a one-line error for a conversation that cannot be rendered, or whose last turn is not by one of `last`."""
     if not messages:
         raise ValueError("the conversation is empty: give at least one message")
     for number, message in enumerate(messages):
@@ -228,16 +247,22 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise ValueError(f"message {number} ({role}) has no content: give a string or a list of parts")
         for part in content if isinstance(content, list) else ():
             kind = part.get("type") if isinstance(part, Mapping) else None
-            if kind not in ("text", "audio") or kind not in part:
+            if kind not in ("text", "audio", "heard") or ("text" if kind == "heard" else kind) not in part:
                 found = sorted(map(str, part)) if isinstance(part, Mapping) else type(part).__name__
                 raise ValueError(
                     f"message {number} ({role}) has a part {found}: use "
                     "{'type': 'text', 'text': ...} or {'type': 'audio', 'audio': array, 'sampling_rate': 16000}"
                 )
-            if kind == "text" and not isinstance(part["text"], str):
+            if kind != "audio" and not isinstance(part["text"], str):
                 found = type(part["text"]).__name__
                 raise ValueError(f"message {number} ({role}) has text of type {found}: give a string")
-    if messages[-1]["role"] == "assistant":
+            if kind == "heard" and (role != "assistant" or part is not content[0]):
+                raise ValueError(
+                    f"message {number} ({role}) has a part 'heard': an assistant's turn alone begins with it"
+                )
+    if messages[-1]["role"] not in last:
+        if "assistant" in last:
+            raise ValueError("the last message is the user's: end with what the assistant says")
         raise ValueError("the last message is the assistant's: end with what the user says")
 
 

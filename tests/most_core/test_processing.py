@@ -116,6 +116,53 @@ def test_deepseek_template_carries_speech(deepseek, encoder):
     )
 
 
+LEARNED = [
+    {"role": "user", "content": [audio(None)]},
+    {
+        "role": "assistant",
+        "content": [{"type": "heard", "text": "hello there"}, text("how are you?"), audio(None)],
+    },
+    {"role": "user", "content": "be kind"},
+    {"role": "assistant", "content": [text("and brief")]},
+]
+
+
+@pytest.mark.parametrize("which", ["processor", "deepseek"])
+def test_a_lesson_says_where_the_assistant_speaks(which, request):
+    processor = request.getfixturevalue(which)
+    ids, replies = processor.lesson(LEARNED)
+    said = [processor.tokenizer.decode(ids[start:stop]) for start, stop in replies]
+    space = " " if which == "deepseek" else ""
+    assert said == [f"{space}hello there[/Heard]how are you?[Audio][/Audio]{EOS}", f"{space}and brief{EOS}"]
+
+
+@pytest.mark.parametrize("which", ["processor", "deepseek"])
+def test_a_lesson_begins_as_the_prompt_does(which, request):
+    processor = request.getfixturevalue(which)
+    ids, replies = processor.lesson(LEARNED)
+    history = [{"role": "user", "content": "be kind"}]
+    assert processor.lesson([*history, LEARNED[3]])[0][: len(processor.prompt(history).ids)] == (
+        processor.prompt(history).ids
+    )
+    asked = processor.prompt([{"role": "user", "content": [audio(WAVE)]}]).ids
+    assert [token for token in asked if token != TOKENS.frame] == ids[: replies[0][0]]
+
+
+def test_a_spoken_sentence_follows_its_prompt_without_a_space(deepseek):
+    ids, [(start, _)] = deepseek.lesson(
+        [
+            {"role": "user", "content": "be brief"},
+            {"role": "assistant", "content": [audio(None)]},
+        ]
+    )
+    assert ids[start] == TOKENS.audio_start
+
+
+def test_a_lesson_ends_with_the_assistant(processor):
+    with pytest.raises(ValueError, match="end with what the assistant says"):
+        processor.lesson(LEARNED[:3])
+
+
 def test_a_spoken_question_is_a_clip_between_wave_markers(processor, encoder):
     n = frames(encoder, WAVE)
     ids = processor.prompt(as_messages(WAVE)).ids
