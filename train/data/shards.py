@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -52,14 +53,20 @@ def to_pcm(wave: np.ndarray) -> np.ndarray:
 
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write a shard; `path` exists only once everything is on the disk. Nothing is left behind by an error."""
+    rest = iter(utterances)
+    with whole_file(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        while batch := list(islice(rest, ROWS_A_BATCH)):
+            writer.write_batch(_batch(batch))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that has its name only once everything is on the disk; an error leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    rest = iter(utterances)
     try:
         with open(unfinished, "wb") as file:
-            with pa.ipc.new_file(file, SCHEMA) as writer:
-                while batch := list(islice(rest, ROWS_A_BATCH)):
-                    writer.write_batch(_batch(batch))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -81,13 +88,8 @@ def write_manifest(folder: Path, shards: Iterable[ShardInfo], generator: Mapping
     """Replace the folder's manifest. `generator` says how its shards were made: settings, seed, version."""
     ordered = sorted(shards, key=lambda shard: shard.name)
     content = {"format": FORMAT, "generator": dict(generator), "shards": [asdict(shard) for shard in ordered]}
-    unfinished = folder / f"{MANIFEST}.{os.getpid()}.unfinished"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, folder / MANIFEST)
-    _sync_folder(folder)
+    with whole_file(folder / MANIFEST) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def read_manifest(folder: Path) -> tuple[list[ShardInfo], dict[str, Any]]:

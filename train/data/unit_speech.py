@@ -11,7 +11,6 @@ is longer than a frame, if a frame were all about its middle; `best_shift` measu
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import torch
 
 from most_core.speech import SpeechEncoder
 from most_core.vocoder import NOTHING
-from train.data.shards import FULL_SCALE, ShardedSpeech, read_manifest
+from train.data.shards import FULL_SCALE, ShardedSpeech, read_manifest, whole_file
 from train.vocoder_losses import SpectralLoss
 
 PIECE = 200  # utterances whose units make a file: a few seconds' work
@@ -60,13 +59,8 @@ def encode_piece(encoder: SpeechEncoder, speech: ShardedSpeech, folder: Path, pi
         return
     rows = range(piece * PIECE, min(len(speech), (piece + 1) * PIECE))
     units = [encoder.units(wave_of(speech, row)) for row in rows]
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as file:
+    with whole_file(path) as file:
         np.savez(file, units=np.concatenate(units).astype(np.int32), counts=[len(each) for each in units])
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def read_units(speech: ShardedSpeech, folder: Path) -> list[np.ndarray]:
