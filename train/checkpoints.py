@@ -6,10 +6,8 @@ also the index of the step that comes next.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -20,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from train.files import flush, flush_folder, sha256_of
 
 STATE, META = "state.pt", "meta.json"
 _TEMPORARY = ".step-"  # how names of folders being written begin
@@ -44,23 +44,23 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     temporary.mkdir()
     with open(temporary / STATE, "wb") as file:
         torch.save(state, file)
-        _flush(file)
+        flush(file)
     meta = {
         "step": step,
         "config_hash": config_hash,
         "time": time.time(),
-        "complete": {"bytes": (temporary / STATE).stat().st_size, "sha256": _sha256(temporary / STATE)},
+        "complete": {"bytes": (temporary / STATE).stat().st_size, "sha256": sha256_of(temporary / STATE)},
     }
     with open(temporary / META, "w", encoding="utf-8") as file:
         json.dump(meta, file, indent=2)
-        _flush(file)
-    _flush_folder(temporary)
+        flush(file)
+    flush_folder(temporary)
     if target.exists():  # a folder cannot be renamed over another: the old one steps aside, still to be found
         aside = folder / f"{target.name}.replaced"
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
     temporary.rename(target)
-    _flush_folder(folder)
+    flush_folder(folder)
     older = [path for path in _checkpoints(folder) if _age(path) < _age(target)]
     others = [path for path in older if path.stem != target.stem]
     kept = [path for path in others if _damage(path, thorough=False) is None][: keep - 1]
@@ -143,7 +143,7 @@ def _damage(path: Path, *, thorough: bool) -> str | None:
         size = (path / STATE).stat().st_size
         if size != complete["bytes"]:
             return f"{STATE} has {size} of {complete['bytes']} bytes"
-        if thorough and _sha256(path / STATE) != complete["sha256"]:
+        if thorough and sha256_of(path / STATE) != complete["sha256"]:
             return f"{STATE} is not what was saved (checksum differs)"
     except OSError as error:
         return f"{Path(error.filename).name}: {error.strerror}"
@@ -163,22 +163,3 @@ def _require_loadable(value: Any, name: str) -> None:
             _require_loadable(item, f"{name}[{i}]")
     elif not isinstance(value, torch.Tensor) and type(value) not in _PLAIN:
         raise ValueError(f"{name} is a {type(value).__name__}: checkpoints hold tensors, plain numbers and text only")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames in `folder` and the names of its files last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from most_core.checkpoint_files import read_json
+from train.files import whole_file
 from train.word_errors import interval, rate
 
 BARS = {  # at most
@@ -90,9 +91,8 @@ class Scoreboard:
     def save(self, path: Path) -> None:
         """Put this evaluation into a `figures.json` beside the other ones, in place of an earlier one of its kind."""
         kept = read_json(path) if path.exists() else {}
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        unfinished.write_text(json.dumps(kept | {self.bench: self.as_json()}, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        with whole_file(path) as file:
+            file.write((json.dumps(kept | {self.bench: self.as_json()}, indent=1) + "\n").encode())
 
 
 def machine() -> dict[str, str | int | None]:

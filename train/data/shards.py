@@ -7,21 +7,19 @@ manifest is replaced in one step, so a folder can be read while it is still bein
 from __future__ import annotations
 
 import bisect
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from train.data.utterance import Utterance
+from train.files import sha256_of, whole_file
 
 SAMPLE_RATE = 16_000
 FULL_SCALE = 32_768
@@ -59,29 +57,11 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
             writer.write_batch(_batch(batch))
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that has its name only once everything is on the disk; an error leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
 def describe_shard(path: Path) -> ShardInfo:
     """A shard's line of the manifest, from the file itself."""
     shard = Shard(path)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     seconds = round(float(shard.column("seconds").astype(np.float64).sum()), 3)
-    return ShardInfo(path.name, shard.rows, seconds, path.stat().st_size, digest)
+    return ShardInfo(path.name, shard.rows, seconds, path.stat().st_size, sha256_of(path))
 
 
 def write_manifest(folder: Path, shards: Iterable[ShardInfo], generator: Mapping[str, Any]) -> None:
@@ -118,7 +98,7 @@ class ShardedSpeech:
         self._shards: list[Shard] = []
         for folder in map(Path, folders):
             for info in read_manifest(folder)[0]:
-                _check(folder / info.name, info, verify)
+                check_shard(folder / info.name, info, verify)
                 self._shards.append(Shard(folder / info.name))
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)]).tolist()
 
@@ -214,21 +194,13 @@ def _batch(utterances: list[Utterance]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
-def _check(path: Path, info: ShardInfo, verify: bool) -> None:
+def check_shard(path: Path, info: ShardInfo, verify: bool) -> None:
+    """Raise a one-line error for a shard that is not there, or not as the manifest says; `verify` reads all of it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, though the manifest lists it: run the command that made it again")
     if (size := path.stat().st_size) != info.bytes:
         raise ValueError(
             f"{path} has {size} bytes, the manifest says {info.bytes}: delete it and run the command that made it again"
         )
-    if verify and describe_shard(path).sha256 != info.sha256:
+    if verify and sha256_of(path) != info.sha256:
         raise ValueError(f"{path} is not what was written (SHA-256 differs): delete it and make it again")
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is only certain once the folder is on the disk, too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,8 @@ import torch
 
 from most_core.speech import SpeechEncoder
 from most_core.vocoder import NOTHING
-from train.data.shards import FULL_SCALE, ShardedSpeech, read_manifest, whole_file
+from train.data.shards import FULL_SCALE, ShardedSpeech, read_manifest
+from train.files import whole_file
 from train.vocoder_losses import SpectralLoss
 
 PIECE = 200  # utterances whose units make a file: a few seconds' work
