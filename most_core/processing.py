@@ -207,6 +207,10 @@ class MostProcessor:
                 parts.append({"type": kind, "text": self._for_template("".join(part["text"] for part in run))})
         return parts
 
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of plain text, in which no spelling is special."""
+        return self.tokenizer(self._for_template(text), add_special_tokens=False)["input_ids"]
+
     def text(self, ids: Iterable[int]) -> str:
         """Plain text of ids; special, unit and marker tokens are left out."""
         return self.tokenizer.decode([i for i in ids if i < self.tokens.first_unit], skip_special_tokens=True)

@@ -45,6 +45,11 @@ COMMANDS = {
         "train the vocoder, which turns speech units into sound",
         "python -m train vocoder --config vocoder-nano --out runs/nano/mouth --minutes 90",
     ),
+    "prepare": (
+        "train.prepare",
+        "turn speech, conversations and texts into lessons for the language model",
+        "python -m train prepare --config lessons-nano --out runs/nano/lessons",
+    ),
 }
 # What can be measured -> its module (with `run`), what is measured, an example.
 EVALUATIONS = {

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import time
 import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from train.files import whole_file
 
 PRESETS = Path(__file__).parent / "configs"
 Config = TypeVar("Config")
@@ -69,6 +72,36 @@ def load_config(cls: type[Config], path: Path | str | None, overrides: Sequence[
 def to_yaml(config: Any) -> str:
     """Every setting, defaults included, as `load_config` reads it back."""
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def claim(out: Path, config: Any, *, fresh: bool = False, made: Sequence[str] = ()) -> None:
+    """Write `out/config.yaml`; ValueError with the first difference if `out` was begun with other settings.
+
+    `fresh` removes what was `made` there first.
+    """
+    path = out / "config.yaml"
+    if fresh:
+        for name in (*made, path.name):
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+    if not path.is_file():
+        with whole_file(path) as file:
+            file.write(to_yaml(config).encode())
+        return
+    earlier, now = (_flat(each) for each in (yaml.safe_load(path.read_text(encoding="utf-8")), _plain(config)))
+    for name in {**now, **earlier}:
+        if earlier.get(name) != now.get(name):
+            raise ValueError(
+                f"{out} was begun with {name} {earlier.get(name)!r}, not {now.get(name)!r}: "
+                "choose another --out, or --fresh to begin anew"
+            )
+
+
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary of "section.name"."""
+    if not isinstance(value, dict):
+        return {place: value}
+    prefix = f"{place}." if place else ""
+    return {name: leaf for key, item in value.items() for name, leaf in _flat(item, f"{prefix}{key}").items()}
 
 
 def config_hash(config: Any) -> str:

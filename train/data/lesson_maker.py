@@ -1,0 +1,148 @@
+"""Conversations and texts -> lessons: rendered to ids by the processor, heard by frozen ears."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from most_core.config import MostConfig
+from most_core.processing import Message, MostProcessor
+from most_core.speech import SpeechEncoder
+from train.data.conversations import Conversation, Stretch
+from train.data.lessons import Lesson
+from train.data.sources import Source
+from train.data.voices import SynthesisError, Synthesizer, Voice
+
+
+def model_config(start: str) -> MostConfig:
+    """The shape that a preset or a checkpoint folder has."""
+    if Path(start).is_dir():
+        return MostConfig.from_pretrained(start)
+    try:
+        return MostConfig.preset(start)
+    except ValueError as error:
+        raise ValueError(f"start is {start!r}: no folder, and no preset ({error})") from None
+
+
+class LessonMaker:
+    """Makes lessons for a model of this shape. `said`: the units of sentences that the assistant's voice speaks."""
+
+    def __init__(
+        self, shape: MostConfig, tokenizer: PreTrainedTokenizerBase, encoder: SpeechEncoder, longest: int
+    ) -> None:
+        if encoder.num_units != shape.tokens.num_units:
+            raise ValueError(
+                f"the ears have {encoder.num_units} units, the model {shape.tokens.num_units}: they do not match"
+            )
+        if encoder.feature_size != shape.speech_feature_size:
+            raise ValueError(
+                f"the ears give features of {encoder.feature_size}, the model takes {shape.speech_feature_size}: "
+                "they do not match"
+            )
+        self.encoder, self.longest = encoder, longest
+        self.said: dict[str, np.ndarray] = {}
+        self.processor = MostProcessor(shape, tokenizer)
+
+    @cached_property
+    def synthesizer(self) -> Synthesizer:
+        return Synthesizer()
+
+    def lessons(self, task: str, source: Source, index: int) -> Iterator[Lesson]:
+        """What item `index` of a source teaches: one lesson, several of a long text, none of what is too long."""
+        item = source.item(index)
+        if task == "text":
+            yield from self._of_text(item)
+            return
+        messages, clips = self._messages(task, item)
+        if messages[-1]["role"] != "assistant" or (task == "speech_instructions" and "user" not in dict(clips)):
+            return
+        ids, replies = self.processor.lesson(messages)
+        for reply, turn in enumerate(turn for turn in item.turns if turn.role == "assistant"):
+            if turn.cut:
+                replies[reply] = (replies[reply][0], replies[reply][1] - 2)  # it did not stop by itself
+        encoded = [self._clip(role, stretch) for role, stretch in clips]
+        features = [features for features, _ in encoded if features is not None]
+        heard = [role for role, _ in clips].count("user")
+        lesson = Lesson(
+            id=item.id,
+            task=task,
+            source=item.source,
+            licence=item.licence,
+            split=item.split,
+            text="\n".join(f"{turn.role}: {turn.text}" for turn in item.turns),
+            ids=np.array(ids, np.int32),
+            replies=np.array(replies, np.int32).reshape(-1, 2),
+            clips=np.array([len(units) for _, units in encoded], np.int32),
+            units=np.concatenate([np.zeros(0, np.int32), *(units for _, units in encoded)]),
+            features=np.concatenate(features) if heard and len(features) == heard else self._no_features,
+        )
+        if lesson.tokens <= self.longest:
+            yield lesson
+
+    @property
+    def _no_features(self) -> np.ndarray:
+        return np.zeros((0, self.encoder.feature_size), np.float16)
+
+    def _of_text(self, item: Conversation) -> Iterator[Lesson]:
+        """A text, all of it to be said, in pieces of at most `longest` tokens."""
+        text, tokenizer = "\n".join(turn.text for turn in item.turns), self.processor.tokenizer
+        ids = [tokenizer.bos_token_id, *self.processor.text_ids(text), tokenizer.eos_token_id]
+        nothing = np.zeros(0, np.int32)
+        for start in range(0, len(ids) - 1, self.longest):
+            piece = np.array(ids[start : start + self.longest], np.int32)
+            whole = np.array([[1, len(piece)]], np.int32)
+            about = (f"{item.id}/{start}", "text", item.source, item.licence, item.split)
+            yield Lesson(*about, text, piece, whole, nothing, nothing, self._no_features)
+
+    def _messages(self, task: str, item: Conversation) -> tuple[list[Message], list[tuple[str, Stretch]]]:
+        """A conversation as the processor takes it, and its clips in order, each with who is heard in it."""
+        messages, clips, heard = [], [], ""
+        for turn in item.turns:
+            parts: list[dict[str, Any]] = []
+            if turn.role != "assistant":
+                heard = ""
+                for stretch in turn.stretches:
+                    if task != "text_instructions" and _has_sound(stretch):
+                        parts.append({"type": "audio", "audio": None})
+                        clips.append(("user", stretch))
+                        heard = f"{heard} {stretch.text}".strip()
+                    else:
+                        parts.append({"type": "text", "text": stretch.text})
+            else:
+                if heard and task == "speech_instructions":
+                    parts.append({"type": "heard", "text": heard})
+                for place, stretch in enumerate(turn.stretches):
+                    if stretch.text:
+                        parts.append({"type": "text", "text": " " * (place > 0) + stretch.text})
+                    if task != "asr" and (_has_sound(stretch) or stretch.text in self.said):
+                        parts.append({"type": "audio", "audio": None})
+                        clips.append(("assistant", stretch))
+                heard = ""
+            messages.append({"role": turn.role, "content": parts})
+        return messages, clips
+
+    def _clip(self, role: str, stretch: Stretch) -> tuple[np.ndarray | None, np.ndarray]:
+        """(features [T, D] of what a user says, where there is sound; units [T])"""
+        if stretch.wave is None:
+            units = self.said[stretch.text] if stretch.units is None else stretch.units
+            return None, np.asarray(units, np.int32)
+        encoded = self.encoder.encode(stretch.wave)
+        features = None if role == "assistant" else encoded.features.cpu().numpy().astype(np.float16)
+        return features, encoded.units.astype(np.int32)
+
+    def spoken_by(self, voice: Voice, sentence: str) -> np.ndarray:
+        """The units of a sentence as a voice says it; none where it cannot."""
+        try:
+            wave = self.synthesizer.speak(sentence, voice)
+        except SynthesisError:
+            return np.zeros(0, np.int32)
+        return self.encoder.units(wave).astype(np.int32)
+
+
+def _has_sound(stretch: Stretch) -> bool:
+    return stretch.wave is not None or stretch.units is not None

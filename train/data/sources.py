@@ -1,0 +1,129 @@
+"""What lessons are made of, wherever it lies: recordings, conversations, texts, all opened alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from most_core.processing import SPEAK, TRANSCRIBE
+from train.data.conversations import Conversation, Stretch, Turn, conversations_of, is_conversations, starts_of
+from train.data.dialogue_json import read_dialogues
+from train.data.shards import ShardedSpeech
+from train.data.utterance import Utterance
+
+SINGLE = ("asr", "tts", "text")  # tasks that single utterances can teach
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder or file: `count` items, of each of which lessons are made.
+
+    `texts` gives all words in it, `unsaid` the assistant's sentences that come without sound.
+    """
+
+    path: Path
+    count: int
+    item: Callable[[int], Conversation]
+    texts: Callable[[], Iterable[str]]
+    unsaid: Callable[[], Iterable[str]] = tuple
+
+
+def open_sources(tasks: Mapping[str, Sequence[Path]]) -> dict[str, list[Source]]:
+    """The sources of every task; ValueError or OSError for what cannot be used for it."""
+    sources = {task: [_open(task, path) for path in paths] for task, paths in tasks.items()}
+    for task, opened in sources.items():
+        if not sum(source.count for source in opened):
+            raise ValueError(f"tasks.{task}: {opened[0].path} holds nothing for it")
+    return sources
+
+
+def _open(task: str, path: Path) -> Source:
+    if not path.exists():
+        raise FileNotFoundError(f"tasks.{task}: {path} is not there: give a folder of shards or a file")
+    if path.is_file():
+        return _documents(path) if task == "text" else _dialogue_file(task, path)
+    if is_conversations(path):
+        return _conversations(task, path)
+    if task not in SINGLE:
+        raise ValueError(f"tasks.{task}: {path} holds single utterances; give conversations (`dialogues`, or JSON)")
+    speech = ShardedSpeech(path)
+    rows = [row for row, text in enumerate(speech.texts) if text]
+    return Source(
+        path, len(rows), lambda i: _exchange(task, speech[rows[i]]), lambda: (speech.texts[row] for row in rows)
+    )
+
+
+def _exchange(task: str, utterance: Utterance) -> Conversation:
+    """One utterance as what the model is asked to do with it."""
+    said = Stretch(utterance.text, utterance.wave)
+    if task == "asr":
+        turns = (Turn("user", (Stretch(TRANSCRIBE), said)), Turn("assistant", (Stretch(utterance.text),)))
+    elif task == "text":
+        turns = (Turn("assistant", (Stretch(utterance.text),)),)
+    else:
+        asked = Stretch(f"{SPEAK} {utterance.text}")
+        turns = (Turn("user", (asked,)), Turn("assistant", (Stretch("", utterance.wave),)))
+    return Conversation(utterance.id, utterance.source, utterance.licence, utterance.split, turns)
+
+
+def _conversations(task: str, path: Path) -> Source:
+    """Shards of conversations."""
+    _refuse_single(task, path)
+    speech = ShardedSpeech(path)
+    starts = starts_of(speech)
+
+    def unsaid() -> Iterator[str]:
+        rows = zip(speech.column("task"), speech.texts, speech.seconds)
+        return (text for role, text, seconds in rows if role.startswith("assistant") and not seconds)
+
+    def item(i: int) -> Conversation:
+        return next(conversations_of(speech[row] for row in range(starts[i], starts[i + 1])))
+
+    return Source(path, len(starts) - 1, item, lambda: (text for text in speech.texts if text), unsaid)
+
+
+def _dialogue_file(task: str, path: Path) -> Source:
+    """Conversations written as JSON."""
+    items = list(read_dialogues(path))
+    if task in ("asr", "tts") and not all(any(_has_units(turn) for turn in item.turns) for item in items):
+        _refuse_single(task, path)
+    texts = [turn.text for item in items for turn in item.turns]
+    unsaid = [
+        stretch.text
+        for item in items
+        for turn in item.turns
+        if turn.role == "assistant"
+        for stretch in turn.stretches
+        if stretch.units is None
+    ]
+    return Source(path, len(items), items.__getitem__, lambda: texts, lambda: unsaid)
+
+
+def _has_units(turn: Turn) -> bool:
+    return any(stretch.units is not None for stretch in turn.stretches)
+
+
+def _refuse_single(task: str, path: Path) -> None:
+    if task in ("asr", "tts"):
+        raise ValueError(f"tasks.{task}: {path} holds conversations; give shards of `synthesize` or `corpus`")
+
+
+def _documents(path: Path) -> Source:
+    """The texts of a .txt (a line each) or .jsonl file."""
+    texts = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if path.suffix == ".jsonl":
+                try:
+                    line = str(json.loads(line)["text"])
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {line[:60]!r}') from None
+            if line.strip():
+                texts.append(line.strip())
+    return Source(path, len(texts), lambda i: _document(path, i, texts[i]), lambda: texts)
+
+
+def _document(path: Path, index: int, text: str) -> Conversation:
+    return Conversation(f"{path.name}/{index}", path.name, "its own", "train", (Turn("assistant", (Stretch(text),)),))

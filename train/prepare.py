@@ -1,0 +1,193 @@
+"""`python -m train prepare`: recordings, conversations and texts become lessons, with what frozen ears make of them.
+
+Shards are made by several workers in any order, and each is a function of the settings and its number alone; a command
+that was stopped, or killed, continues with those that are not there yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from most_core.processing import load_tokenizer, train_small_tokenizer
+from most_core.speech import SpeechEncoder
+from train.config import RunOptions, claim, deadline
+from train.data.lesson_maker import LessonMaker, model_config
+from train.data.lessons import Form, describe_lessons, put_together, write_lessons
+from train.data.shards import MANIFEST, write_manifest
+from train.data.sources import Source, open_sources
+from train.data.voices import Voice, check_engine
+from train.files import sha256_of, whole_file
+from train.progress import Progress
+from train.workers import agreed, run_workers, shown_by
+
+TASKS = ("asr", "tts", "text", "speech_instructions", "text_instructions")
+VOICE_PIECE = 500  # sentences whose units make a file
+MOST_WORKERS = 64
+DRY_TEXTS = 2000  # from which a dry run makes its tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to learn from, for which model.
+
+    `tasks`: folders and files for each of asr, tts, text, speech_instructions and text_instructions. asr and tts take
+    shards of speech; text takes such shards, conversations, .txt (a document a line) and .jsonl ("text" of each line);
+    instructions take conversations, from shards or JSON. `start`: the model's shape, a preset or a checkpoint folder.
+    `tokenizer`: the folder of one, or null: the checkpoint's, or else one made from these texts. `voice` speaks the
+    assistant's sentences that come without sound; null leaves them silent. Lessons of more than `longest` tokens are
+    left out, texts are cut.
+    """
+
+    tasks: dict[str, list[Path]]
+    ears: Path = Path("runs/nano/ears")
+    start: str = "nano"
+    tokenizer: Path | None = None
+    voice: Voice | None = field(default_factory=lambda: Voice("flite", "slt"))
+    longest: int = 1024
+    lessons_per_shard: int = 1000
+
+    def __post_init__(self) -> None:
+        if strange := sorted(set(self.tasks) - set(TASKS)):
+            raise ValueError(f"tasks.{strange[0]} is no setting; there are {', '.join(TASKS)}")
+        if empty := [task for task, places in self.tasks.items() if not places]:
+            raise ValueError(f"tasks.{empty[0]} is empty: give it a folder, or leave it out")
+        if not self.tasks:
+            raise ValueError(f"tasks is empty: give folders for some of {', '.join(TASKS)}")
+        for name in ("longest", "lessons_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+
+
+def run(config: Config, out: Path, options: RunOptions) -> int:
+    """Fill `out` with a folder of lessons for each task, and the tokenizer they are in."""
+    sources = open_sources(config.tasks)
+    if config.voice is not None:
+        check_engine(config.voice.engine)
+    if options.dry_run:
+        return _dry_run(config, sources)
+    claim(out, config, fresh=options.fresh, made=("voice", "tokenizer", *TASKS))
+    if not (out / "tokenizer").is_dir():
+        partial = out / f"tokenizer.{os.getpid()}.unfinished"
+        _tokenizer(config, _texts(sources)).save_pretrained(partial)
+        partial.rename(out / "tokenizer")
+    run_workers(_work, MOST_WORKERS, config, out, replace(options, fresh=False))
+    return 0 if all((out / task / MANIFEST).is_file() for task in sources) else 1
+
+
+def _tokenizer(config: Config, texts: Iterator[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer given, or one made from these texts."""
+    given = config.tokenizer or (Path(config.start) if Path(config.start).is_dir() else None)
+    return load_tokenizer(given) if given is not None else train_small_tokenizer(texts, model_config(config.start))
+
+
+def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
+    return (text for opened in sources.values() for source in opened for text in source.texts())
+
+
+def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
+    """One process: its share of the units of the assistant's voice, and when all are there, of the lessons."""
+    late, sources = deadline(options.minutes), open_sources(config.tasks)
+    encoder = SpeechEncoder.load(config.ears, device)
+    maker = LessonMaker(model_config(config.start), load_tokenizer(out / "tokenizer"), encoder, config.longest)
+    pieces = _voice_pieces(sources) if config.voice is not None else []
+
+    def speak(piece: int) -> None:
+        path = _voice_file(out, piece)
+        if not path.is_file():
+            units = [maker.spoken_by(config.voice, sentence) for sentence in pieces[piece]]
+            with whole_file(path) as file:
+                np.savez(file, units=np.concatenate(units), counts=[len(each) for each in units])
+
+    shards = [(task, number) for task in sources for number in range(_shards(config, sources[task]))]
+
+    def make(shard: tuple[str, int]) -> None:
+        task, number = shard
+        path = out / task / f"lessons-{number:05}.arrow"
+        if not path.is_file():
+            places = ((source, index) for source in sources[task] for index in range(source.count))
+            mine = islice(places, number * config.lessons_per_shard, (number + 1) * config.lessons_per_shard)
+            write_lessons(path, (lesson for source, index in mine for lesson in maker.lessons(task, source, index)))
+
+    if not _shared("voice", range(len(pieces)), speak, rank, workers, late):
+        return
+    maker.said = _read_voice(out, pieces)
+    if _shared("lessons", shards, make, rank, workers, late) and rank == 0:
+        for task, opened in sources.items():
+            _finish(config, task, _shards(config, opened), out / task)
+
+
+def _shared(
+    title: str, work: Sequence[Any], do: Callable[[Any], None], rank: int, workers: int, late: Callable[[], bool]
+) -> bool:
+    """Do this worker's part of some work, and wait for the others; False if time ran out for anybody."""
+    mine, stop = work[rank::workers], False
+    with Progress(None, len(mine), title=title, unit="file", stream=shown_by(rank)) as bar:
+        for place, each in enumerate(mine):
+            stop = late()
+            if stop:
+                break
+            do(each)
+            bar.update(place)
+        stop = agreed(stop, workers)
+        if stop:
+            bar.note("stopped before all was prepared; the same command continues")
+    return not stop
+
+
+def _voice_pieces(sources: Mapping[str, Sequence[Source]]) -> list[list[str]]:
+    """The distinct sentences that the assistant's voice has to speak, in files' worths."""
+    sentences = {text for opened in sources.values() for source in opened for text in source.unsaid() if text.strip()}
+    ordered = sorted(sentences)
+    return [ordered[start : start + VOICE_PIECE] for start in range(0, len(ordered), VOICE_PIECE)]
+
+
+def _read_voice(out: Path, pieces: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Sentence -> units, of those that could be spoken."""
+    said = {}
+    for number, sentences in enumerate(pieces):
+        with np.load(_voice_file(out, number)) as content:
+            units = np.split(content["units"], np.cumsum(content["counts"])[:-1])
+        said |= {sentence: each for sentence, each in zip(sentences, units) if len(each)}
+    return said
+
+
+def _voice_file(out: Path, number: int) -> Path:
+    return out / "voice" / f"voice-{number:05}.npz"
+
+
+def _shards(config: Config, sources: Sequence[Source]) -> int:
+    return -(-sum(source.count for source in sources) // config.lessons_per_shard)
+
+
+def _finish(config: Config, task: str, shards: int, folder: Path) -> None:
+    """Write the manifest, once all shards are there."""
+    if (folder / MANIFEST).is_file():
+        return
+    infos = [describe_lessons(folder / f"lessons-{number:05}.arrow") for number in range(shards)]
+    units = sha256_of(config.ears / "units.safetensors")
+    sources = [str(path) for path in config.tasks[task]]
+    write_manifest(folder, infos, {"command": "prepare", "task": task, "sources": sources, "units_sha256": units})
+    rows, hours = sum(info.rows for info in infos), sum(info.seconds for info in infos) / 3600
+    print(f"{task}: {rows} lessons, {hours:.2f} hours, {sum(info.bytes for info in infos) / 1e6:.0f} MB", flush=True)
+
+
+def _dry_run(config: Config, sources: Mapping[str, Sequence[Source]]) -> int:
+    """Show what there is, and the first lesson of each task."""
+    tokenizer = _tokenizer(config, islice(_texts(sources), DRY_TEXTS))
+    maker = LessonMaker(model_config(config.start), tokenizer, SpeechEncoder.load(config.ears), config.longest)
+    for task, opened in sources.items():
+        print(f"{task}: {sum(source.count for source in opened)} items in {', '.join(str(s.path) for s in opened)}")
+        for lesson in maker.lessons(task, opened[0], 0):
+            said = int(put_together(lesson, Form(), maker.processor.tokens).targets.sum())
+            spelled = tokenizer.decode(lesson.ids.tolist()).replace("\n", " ")
+            print(f"  {lesson.tokens} tokens, {said} of them to be said: {spelled[:200]}")
+    return 0
