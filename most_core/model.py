@@ -280,9 +280,14 @@ class MostForCausalLM(MostPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         modality_ids: torch.LongTensor | None = None,
         input_features: torch.FloatTensor | None = None,
+        targets: torch.BoolTensor | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
-        """See `MostModel.forward`; `labels` [B, T] are shifted inside, -100 is ignored."""
+        """See `MostModel.forward`; `labels` [B, T] are shifted inside, -100 is ignored.
+
+        `targets` [B, T] says which ids are to be foretold: `logits` [targets, V] are then only of the positions before
+        those, row by row, which spares a training the rest of the vocabulary's work.
+        """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -294,7 +299,9 @@ class MostForCausalLM(MostPreTrainedModel, GenerationMixin):
             input_features=input_features,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden = outputs.last_hidden_state
+        hidden = slice_logits_to_keep(hidden, logits_to_keep) if targets is None else hidden[:, :-1][targets[:, 1:]]
+        logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -50,6 +50,16 @@ COMMANDS = {
         "turn speech, conversations and texts into lessons for the language model",
         "python -m train prepare --config lessons-nano --out runs/nano/lessons",
     ),
+    "stage1": (
+        "train.stages",
+        "teach the language model to hear and to speak",
+        "python -m train stage1 --config stage1-nano --out runs/nano/stage1",
+    ),
+    "stage2": (
+        "train.stages",
+        "teach it to answer",
+        "python -m train stage2 --config stage2-nano --out runs/nano/stage2",
+    ),
 }
 # What can be measured -> its module (with `run`), what is measured, an example.
 EVALUATIONS = {
