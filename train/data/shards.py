@@ -81,13 +81,18 @@ def write_manifest(folder: Path, shards: Iterable[ShardInfo], generator: Mapping
     """Replace the folder's manifest. `generator` says how its shards were made: settings, seed, version."""
     ordered = sorted(shards, key=lambda shard: shard.name)
     content = {"format": FORMAT, "generator": dict(generator), "shards": [asdict(shard) for shard in ordered]}
-    unfinished = folder / f"{MANIFEST}.{os.getpid()}.unfinished"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+    write_whole(folder / MANIFEST, json.dumps(content, indent=1).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file that is there whole or not at all, whenever the machine stops."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    with open(unfinished, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, folder / MANIFEST)
-    _sync_folder(folder)
+    os.replace(unfinished, path)
+    _sync_folder(path.parent)
 
 
 def read_manifest(folder: Path) -> tuple[list[ShardInfo], dict[str, Any]]:

@@ -80,7 +80,7 @@ def test_units_and_text_may_take_turns(tmp_path):
     [
         ("It is 3.5 metres. Or more?  Yes!", ["It is 3.5 metres.", "Or more?", "Yes!"]),
         ("See Dr. J. Brown, e.g. Monday. Good.", ["See Dr. J. Brown, e.g. Monday.", "Good."]),
-        ("Come at 5 p.m. today. No. I will.", ["Come at 5 p.m. today.", "No.", "I will."]),
+        ("Come at 5 p.m.  today. No. I will.", ["Come at 5 p.m.  today.", "No.", "I will."]),
         ('"Really?" she asked. "Yes." He left.', ['"Really?" she asked.', '"Yes."', "He left."]),
         ("Do:\n1. This. 2. That\n\n- more", ["Do:", "1. This.", "2. That", "- more"]),
         ("", []),
