@@ -194,13 +194,13 @@ def _is_speakable(text: str) -> bool:
 
 
 def _breakable(conversation: Conversation) -> list[int]:
-    """The assistant's turns between two user turns that can be spoken, the second of which has a reply."""
+    """The assistant's turns that can be spoken, between two such user turns, the second of which has a reply."""
     turns = conversation.turns
     return [
         number
         for number in range(1, len(turns) - 2)
         if [turn.role for turn in turns[number - 1 : number + 3]] == ["user", "assistant", "user", "assistant"]
-        and all(_is_speakable(turns[user].text) for user in (number - 1, number + 1))
+        and all(_is_speakable(turns[near].stretches[0].text) for near in (number - 1, number, number + 1))
     ]
 
 
@@ -341,7 +341,7 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     if source.facts:
         print(
             f"{config.source}: {source.facts['conversations']} conversations, {source.facts['skipped']} more skipped "
-            f"for code, URLs, digits or more than {config.max_words} words of a user",
+            f"for code, URLs, digits or signs, or more than {config.max_words} words of a user",
             flush=True,
         )
     if options.dry_run:

@@ -248,7 +248,13 @@ def test_shards_hold_conversations_and_are_the_same_whatever_was_lost(tmp_path, 
 @needs_engines
 def test_killed_anywhere_the_same_command_continues(tmp_path):
     out, expected = tmp_path / "out", tmp_path / "expected"
-    settings = ["shards=2", "conversations_per_shard=12", "interrupted=0.5", "assistant={engine: espeak-ng, name: en}"]
+    settings = [
+        "shards=1",
+        "workers=1",
+        "conversations_per_shard=16",
+        "interrupted=0.5",
+        "assistant={engine: espeak-ng, name: en}",
+    ]
     settings += ["engines.espeak-ng=1", "engines.flite=0", "engines.festival=0"]
     command = [sys.executable, "-m", "train", "dialogues", "--out", str(out), "--set", *settings]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -258,12 +264,11 @@ def test_killed_anywhere_the_same_command_continues(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert list(out.glob("interrupted/*.wav"))
-    assert len(list(out.glob("*.arrow"))) < 2
+    assert not list(out.glob("*.arrow"))
 
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
     config = load_config(Config, None, settings)
-    for shard in range(2):
-        make_shard(config, expected, open_source(config), shard)
+    make_shard(config, expected, open_source(config), 0)
     left = contents(out)
     assert json.loads(left.pop("manifest.json"))["generator"] == json.loads(json.dumps(config.generator))
     assert left == contents(expected)
