@@ -248,14 +248,9 @@ def test_shards_hold_conversations_and_are_the_same_whatever_was_lost(tmp_path, 
 @needs_engines
 def test_killed_anywhere_the_same_command_continues(tmp_path):
     out, expected = tmp_path / "out", tmp_path / "expected"
-    settings = [
-        "shards=1",
-        "workers=1",
-        "conversations_per_shard=16",
-        "interrupted=0.5",
-        "assistant={engine: espeak-ng, name: en}",
-    ]
+    settings = ["shards=1", "conversations_per_shard=16", "interrupted=0.5", "workers=1"]
     settings += ["engines.espeak-ng=1", "engines.flite=0", "engines.festival=0"]
+    settings += ["assistant={engine: espeak-ng, name: en}"]
     command = [sys.executable, "-m", "train", "dialogues", "--out", str(out), "--set", *settings]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
