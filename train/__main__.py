@@ -25,6 +25,11 @@ COMMANDS = {
         "speak sentences with the installed speech engines: shards of speech to train on",
         "python -m train synthesize --config english-debug --out runs/debug/speech/english",
     ),
+    "dialogues": (
+        "train.data.dialogues",
+        "speak the users' turns of conversations: shards of conversations to train on",
+        "python -m train dialogues --config dialogues-debug --out runs/debug/speech/dialogues",
+    ),
     "corpus": (
         "train.data.corpus",
         "read a corpus of recordings: shards of speech to train on",

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from train.files import whole_file
+from train.files import write_whole
 
 PRESETS = Path(__file__).parent / "configs"
 Config = TypeVar("Config")
@@ -84,8 +84,7 @@ def claim(out: Path, config: Any, *, fresh: bool = False, made: Sequence[str] = 
         for name in (*made, path.name):
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     if not path.is_file():
-        with whole_file(path) as file:
-            file.write(to_yaml(config).encode())
+        write_whole(path, to_yaml(config).encode())
         return
     earlier, now = (_flat(each) for each in (yaml.safe_load(path.read_text(encoding="utf-8")), _plain(config)))
     for name in {**now, **earlier}:

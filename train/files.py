@@ -25,6 +25,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     flush_folder(path.parent)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file that is there whole or not at all."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
 def flush(file: BinaryIO) -> None:
     """Everything written so far is on the disk."""
     file.flush()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from most_core.checkpoint_files import read_json
-from train.files import whole_file
+from train.files import write_whole
 from train.word_errors import interval, rate
 
 BARS = {  # at most
@@ -91,8 +91,7 @@ class Scoreboard:
     def save(self, path: Path) -> None:
         """Put this evaluation into a `figures.json` beside the other ones, in place of an earlier one of its kind."""
         kept = read_json(path) if path.exists() else {}
-        with whole_file(path) as file:
-            file.write((json.dumps(kept | {self.bench: self.as_json()}, indent=1) + "\n").encode())
+        write_whole(path, (json.dumps(kept | {self.bench: self.as_json()}, indent=1) + "\n").encode())
 
 
 def machine() -> dict[str, str | int | None]:

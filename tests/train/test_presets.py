@@ -4,15 +4,23 @@ import pytest
 
 from train import encoder, units
 from train.config import PRESETS, load_config
-from train.data import synthesize
+from train.data import dialogues, synthesize
 
-COMMAND_OF = {"english": synthesize, "world": synthesize, "check": synthesize, "ears": encoder, "units": units}
+COMMAND_OF = {
+    "english": synthesize,
+    "world": synthesize,
+    "check": synthesize,
+    "check-dialogues": dialogues,
+    "dialogues": dialogues,
+    "ears": encoder,
+    "units": units,
+}
 FILES = sorted(PRESETS.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_presets_load(path):
-    command = COMMAND_OF.get(path.stem.partition("-")[0])
+    command = COMMAND_OF.get(path.stem) or COMMAND_OF.get(path.stem.partition("-")[0])
     if command is None:
         pytest.skip("a preset of a command that is tested elsewhere")
     assert load_config(command.Config, path)

@@ -1,8 +1,8 @@
 """What the language model learns from: conversations whose turns may be spoken, as makers leave them on disk.
 
 A conversation lies in shards of speech (shards.py) as neighbouring rows, one for each stretch: its id is that of the
-conversation, turn and stretch ("world-12/00000/00017/1/0"), its task the role, and its sound is empty where it is only
-written. A turn that was interrupted has the task "assistant-cut".
+conversation, turn and stretch ("world-train-12/00000/00017/0/1/0"), its task the role, and its sound is empty where it
+is only written. A turn that was interrupted has the task "assistant-cut".
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from train.data.utterance import Utterance
-from train.files import sha256_of, whole_file
+from train.files import sha256_of, whole_file, write_whole
 
 SAMPLE_RATE = 16_000
 FULL_SCALE = 32_768
@@ -68,8 +68,7 @@ def write_manifest(folder: Path, shards: Iterable[ShardInfo], generator: Mapping
     """Replace the folder's manifest. `generator` says how its shards were made: settings, seed, version."""
     ordered = sorted(shards, key=lambda shard: shard.name)
     content = {"format": FORMAT, "generator": dict(generator), "shards": [asdict(shard) for shard in ordered]}
-    with whole_file(folder / MANIFEST) as file:
-        file.write(json.dumps(content, indent=1).encode())
+    write_whole(folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 
 def read_manifest(folder: Path) -> tuple[list[ShardInfo], dict[str, Any]]:
