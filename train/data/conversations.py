@@ -22,7 +22,7 @@ Role = Literal["system", "user", "assistant"]
 CUT = "assistant-cut"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Stretch:
     """A part of a turn: its words and its sound, float32 at 16 kHz, or units that others made. Or neither."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from itertools import count
@@ -15,6 +14,7 @@ from train.data.conversations import Conversation, Stretch, Turn
 from train.data.dialogue_json import DialogueFile, read_places, sentences
 from train.data.voices import speakable
 from train.data.world import Exchange, exchange
+from train.files import sha256_of
 
 WORLD = "world"
 NOT_SPOKEN = re.compile(r"```|https?://|www\.")
@@ -97,8 +97,7 @@ class File:
     """Those conversations of a JSON file that can be spoken."""
 
     def __init__(self, path: Path, max_words: int) -> None:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
         chosen, skipped = [], 0
         for place, conversation in read_places(path):
             if can_be_spoken(conversation, max_words):
