@@ -65,6 +65,11 @@ COMMANDS = {
         "teach it to answer",
         "python -m train stage2 --config stage2-nano --out runs/nano/stage2",
     ),
+    "export": (
+        "train.export",
+        "put decoder, ears and mouth into one folder to load, with a model card",
+        "python -m train export --set model=runs/nano/stage2/model --out runs/nano/export",
+    ),
 }
 # What can be measured -> its module (with `run`), what is measured, an example.
 EVALUATIONS = {

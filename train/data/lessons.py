@@ -115,6 +115,10 @@ class Lessons:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def column(self, name: str) -> list[str]:
+        """Any of the columns of text: id, task, source, licence, split, text."""
+        return [value for shard in self._shards for batch in shard.batches for value in batch.column(name).to_pylist()]
+
     def __getitem__(self, index: int) -> Lesson:
         if not 0 <= index < len(self):
             raise IndexError(f"lesson {index} is outside 0..{len(self) - 1}")

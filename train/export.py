@@ -1,0 +1,116 @@
+"""`python -m train export`: decoder, ears and mouth become one folder to load, with a model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import most_core
+from most_core.checkpoint_files import written_whole
+from most_core.config import MostConfig
+from train.config import RunOptions
+from train.data.lessons import Lessons
+from train.data.shards import MANIFEST
+
+SPEECH_PARTS = ("speech_encoder", "units.safetensors", "unit_reader.safetensors")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What goes into the folder.
+
+    `model`: what a stage left. `ears` and `mouth`: the folders whose encoder, units and vocoder it was trained with; a
+    model without `mouth` only writes. `lessons`: what the stages learned from, for the card. `title` heads the card.
+    """
+
+    model: Path = Path("runs/nano/stage2/model")
+    ears: Path = Path("runs/nano/ears")
+    mouth: Path | None = Path("runs/nano/mouth")
+    lessons: list[Path] | None = None
+    title: str = "MoST"
+
+
+def run(config: Config, out: Path, options: RunOptions) -> int:
+    """Write `out`, which must be new or empty (`--fresh` replaces it), once all its parts are known to fit."""
+    for folder, needed in ((config.model, "model.safetensors*"), (config.ears, "units.safetensors")):
+        if not any(folder.glob(needed)):
+            raise FileNotFoundError(f"{folder} has no {needed.rstrip('*')}: train it first")
+    if config.mouth is not None and not (config.mouth / "vocoder").is_dir():
+        raise FileNotFoundError(f"{config.mouth} has no vocoder: train it first, or say mouth=null")
+    text = card(config)
+    if options.dry_run:
+        print(text)
+        return 0
+    if options.fresh:
+        shutil.rmtree(out, ignore_errors=True)
+    with written_whole(out) as partial:
+        shutil.copytree(config.model, partial)
+        for name in SPEECH_PARTS:
+            part = config.ears / name
+            if part.is_dir():
+                shutil.copytree(part, partial / name)
+            elif part.is_file():
+                shutil.copyfile(part, partial / name)
+        if config.mouth is not None:
+            shutil.copytree(config.mouth / "vocoder", partial / "vocoder")
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        most_core.load(partial, device="cpu")  # refuses parts that do not belong together
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    print(f"{out}: {size:.1f} MB; talk to it with `python app.py --model {out}`")
+    return 0
+
+
+def card(config: Config) -> str:
+    """The model card: what it is, what it learned from and under which licences."""
+    shape = MostConfig.from_pretrained(config.model)
+    text_experts, audio_experts = (len(group) for group in shape.expert_groups()[0]) if shape.uses_experts else (0, 0)
+    lines = [
+        "---",
+        "library_name: most",
+        "language: en",
+        "tags: [speech, mixture-of-experts, spoken-dialogue]",
+        "---",
+        "",
+        f"# {config.title}",
+        "",
+        f"A MoST of {shape.num_hidden_layers} layers, {shape.hidden_size} wide, with {text_experts} text experts and "
+        f"{audio_experts} audio experts in each of {len(shape.moe_layers)} layers, of which a token meets "
+        f"{shape.num_experts_per_tok}, and {shape.n_shared_experts} shared. It hears {shape.audio_rate_hz} features a "
+        f"second and speaks in {shape.tokens.num_units} units.",
+        "",
+        "```python",
+        "import most_core",
+        "",
+        'reply = most_core.load("this folder").answer(waveform)  # reply.heard, reply.text, reply.waveform',
+        "```",
+        "",
+    ]
+    if config.lessons:
+        lines += [
+            "## What it learned from",
+            "",
+            "| task | spoken or written by | licence | lessons |",
+            "|---|---|---|---|",
+        ]
+        for task, source, licence, count in _origins(config.lessons, shape.speech_feature_size):
+            lines.append(f"| {task.replace('_', ' ')} | {source} | {licence} | {count:,} |")
+        lines.append("")
+    lines += [
+        "## Figures",
+        "",
+        "Measure them with `python -m train evaluate`, which writes `figures.json` beside this file.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _origins(folders: list[Path], feature_size: int) -> list[tuple[str, str, str, int]]:
+    """(task, source, licence, lessons) of all lessons, most first within a task."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for folder in folders:
+        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+            lessons = Lessons(manifest.parent, feature_size)
+            counts.update(zip(*(lessons.column(name) for name in ("task", "source", "licence"))))
+    return [(*key, count) for key, count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1]))]
