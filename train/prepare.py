@@ -20,13 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from most_core.processing import load_tokenizer, train_small_tokenizer
 from most_core.speech import SpeechEncoder
 from train.config import RunOptions, claim, deadline
-from train.data.lesson_maker import LessonMaker, model_config
+from train.data.lesson_maker import LessonMaker
 from train.data.lessons import Form, describe_lessons, put_together, write_lessons
 from train.data.shards import MANIFEST, write_manifest
 from train.data.sources import Source, open_sources
 from train.data.voices import Voice, check_engine
 from train.files import sha256_of, whole_file
 from train.progress import Progress
+from train.start import shape_of
 from train.workers import agreed, run_workers, shown_by
 
 TASKS = ("asr", "tts", "text", "speech_instructions", "text_instructions")
@@ -41,7 +42,8 @@ class Config:
 
     `tasks`: folders and files for each of asr, tts, text, speech_instructions and text_instructions. asr and tts take
     shards of speech; text takes such shards, conversations, .txt (a document a line) and .jsonl ("text" of each line);
-    instructions take conversations, from shards or JSON. `start`: the model's shape, a preset or a checkpoint folder.
+    instructions take conversations, from shards or JSON. `start`: the model's shape, a preset, whose settings `shape`
+    changes, or a checkpoint folder.
     `tokenizer`: the folder of one, or null: the checkpoint's, or else one made from these texts. `voice` speaks the
     assistant's sentences that come without sound; null leaves them silent. Lessons of more than `longest` tokens are
     left out, texts are cut.
@@ -50,6 +52,7 @@ class Config:
     tasks: dict[str, list[Path]]
     ears: Path = Path("runs/nano/ears")
     start: str = "nano"
+    shape: dict[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
     voice: Voice | None = field(default_factory=lambda: Voice("flite", "slt"))
     longest: int = 1024
@@ -86,7 +89,11 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
 def _tokenizer(config: Config, texts: Iterator[str]) -> PreTrainedTokenizerBase:
     """The tokenizer given, or one made from these texts."""
     given = config.tokenizer or (Path(config.start) if Path(config.start).is_dir() else None)
-    return load_tokenizer(given) if given is not None else train_small_tokenizer(texts, model_config(config.start))
+    return (
+        load_tokenizer(given)
+        if given is not None
+        else train_small_tokenizer(texts, shape_of(config.start, config.shape))
+    )
 
 
 def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
@@ -97,7 +104,9 @@ def _work(rank: int, workers: int, device: torch.device, config: Config, out: Pa
     """One process: its share of the units of the assistant's voice, and when all are there, of the lessons."""
     late, sources = deadline(options.minutes), open_sources(config.tasks)
     encoder = SpeechEncoder.load(config.ears, device)
-    maker = LessonMaker(model_config(config.start), load_tokenizer(out / "tokenizer"), encoder, config.longest)
+    maker = LessonMaker(
+        shape_of(config.start, config.shape), load_tokenizer(out / "tokenizer"), encoder, config.longest
+    )
     pieces = _voice_pieces(sources) if config.voice is not None else []
 
     def speak(piece: int) -> None:
@@ -183,7 +192,9 @@ def _finish(config: Config, task: str, shards: int, folder: Path) -> None:
 def _dry_run(config: Config, sources: Mapping[str, Sequence[Source]]) -> int:
     """Show what there is, and the first lesson of each task."""
     tokenizer = _tokenizer(config, islice(_texts(sources), DRY_TEXTS))
-    maker = LessonMaker(model_config(config.start), tokenizer, SpeechEncoder.load(config.ears), config.longest)
+    maker = LessonMaker(
+        shape_of(config.start, config.shape), tokenizer, SpeechEncoder.load(config.ears), config.longest
+    )
     for task, opened in sources.items():
         print(f"{task}: {sum(source.count for source in opened)} items in {', '.join(str(s.path) for s in opened)}")
         for lesson in maker.lessons(task, opened[0], 0):

@@ -28,6 +28,7 @@ from train.config import RunOptions, claim, config_hash, deadline
 from train.data.lesson_mixture import Batch, FeatureNoise, Forms, LessonMixture
 from train.progress import Progress, plot_losses
 from train.routing_watch import RoutingWatch
+from train.start import shape_of, starting_model
 from train.workers import agreed, run_workers, shown_by, sum_gradients
 
 TASKS = ("asr", "tts", "text", "speech_instructions", "text_instructions")
@@ -102,27 +103,9 @@ def learning_rate(config: Config, step: int) -> float:
     return rising * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def shape_of(config: Config) -> MostConfig:
-    """The configuration of the model that learns."""
-    if Path(config.start).is_dir():
-        return MostConfig.from_pretrained(config.start)
-    try:
-        return MostConfig.preset(config.start, **config.shape)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"start is {config.start!r}, shape {config.shape}: {error}") from None
-
-
-def starting_model(config: Config) -> MostForCausalLM:
-    """The model with the weights that a run begins with."""
-    if Path(config.start).is_dir():
-        return MostForCausalLM.from_pretrained(config.start, dtype=torch.float32)
-    torch.manual_seed(config.seed)
-    return MostForCausalLM(shape_of(config)).float()
-
-
 def run(config: Config, out: Path, options: RunOptions) -> int:
     """Train, or go on training, in `out`; leaves `out/model`, a folder with decoder and tokenizer."""
-    _mixture(config, shape_of(config), config.lessons, config.mixture, as_it_is=True, verify=True)
+    _mixture(config, shape_of(config.start, config.shape), config.lessons, config.mixture, as_it_is=True, verify=True)
     claim(out, config, fresh=options.fresh, made=("model",))
     return run_workers(_work, config.micro_batches, config, out, options)
 
@@ -145,7 +128,7 @@ def _mixture(
 
 def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
     """One process of the run. All of them hold the same weights; rank 0 also writes."""
-    late, model = deadline(options.minutes), starting_model(config).to(device)
+    late, model = deadline(options.minutes), starting_model(config.start, config.shape, config.seed).to(device)
     optimizer = make_optimizer(config, model)
     state, first = resume(out / "checkpoints", config_hash(config)), 0
     if state is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,6 @@ from train.data.conversations import Conversation, Stretch
 from train.data.lessons import Lesson
 from train.data.sources import Source
 from train.data.voices import SynthesisError, Synthesizer, Voice
-
-
-def model_config(start: str) -> MostConfig:
-    """The shape that a preset or a checkpoint folder has."""
-    if Path(start).is_dir():
-        return MostConfig.from_pretrained(start)
-    try:
-        return MostConfig.preset(start)
-    except ValueError as error:
-        raise ValueError(f"start is {start!r}: no folder, and no preset ({error})") from None
 
 
 class LessonMaker:
