@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import decode, gpu, memory, moe
+from bench import decode, gpu, memory, moe, train
 
-BENCHES = {"memory": memory, "decode": decode, "moe": moe, "gpu": gpu}
+BENCHES = {"memory": memory, "decode": decode, "moe": moe, "gpu": gpu, "train": train}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -111,28 +111,18 @@ class LessonMixture(torch.utils.data.Dataset):
         count = max(1, self.tokens // int(lessons.lengths[bucket[-1]]))
         chosen = [lessons[int(row)] for row in bucket[rng.integers(len(bucket), size=count)]]
         taken = [put_together(lesson, self._form(task, rng), self.table) for lesson in chosen]
-        return self._padded(task, taken, [lesson.id for lesson in chosen], rng)
+        taken = [each._replace(features=self._disturbed(each.features, rng)) for each in taken]
+        return padded(task, taken, [lesson.id for lesson in chosen], self.pad)
 
     def _form(self, task: str, rng: np.random.Generator) -> Form:
         units_in, silent, direct = rng.random(3)
         forms = self.forms
         return Form(units_in < forms.units_in, task in SPEAKING and silent < forms.silent, direct >= forms.direct)
 
-    def _padded(self, task: str, taken: list[Sequence], names: list[str], rng: np.random.Generator) -> Batch:
-        length, frames = max(len(each.ids) for each in taken), max(len(each.features) for each in taken)
-        ids = np.full((len(taken), length), self.pad, np.int64)
-        targets, valid = np.zeros((2, len(taken), length), bool)
-        features = np.zeros((len(taken), frames, taken[0].features.shape[1]), np.float32) if frames else None
-        for row, each in enumerate(taken):
-            ids[row, : len(each.ids)], targets[row, : len(each.ids)], valid[row, : len(each.ids)] = *each[:2], True
-            if len(each.features):
-                features[row, : len(each.features)] = self._disturbed(each.features.astype(np.float32), rng)
-        tensors = (torch.from_numpy(each) for each in (ids, targets, valid))
-        return Batch(task, *tensors, None if features is None else torch.from_numpy(features), names)
-
     def _disturbed(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if self.noise is None:
+        if self.noise is None or not len(features):
             return features
+        features = features.astype(np.float32)
         features += self.noise.deviation * self.spread * rng.standard_normal(features.shape, np.float32)
         for _ in range(rng.poisson(self.noise.masks * len(features) / 25)):
             start = rng.integers(len(features))
@@ -147,3 +137,17 @@ class LessonMixture(torch.utils.data.Dataset):
             found += [lessons[int(row)].features.astype(np.float32).ravel() for row in rows]
         values = np.concatenate(found)
         return float(values.std()) if len(values) else 0.0
+
+
+def padded(task: str, taken: list[Sequence], names: list[str], pad: int) -> Batch:
+    """Sequences side by side, the shorter ones filled up at their ends."""
+    length, frames = max(len(each.ids) for each in taken), max(len(each.features) for each in taken)
+    ids = np.full((len(taken), length), pad, np.int64)
+    targets, valid = np.zeros((2, len(taken), length), bool)
+    features = np.zeros((len(taken), frames, taken[0].features.shape[1]), np.float32) if frames else None
+    for row, each in enumerate(taken):
+        ids[row, : len(each.ids)], targets[row, : len(each.ids)], valid[row, : len(each.ids)] = *each[:2], True
+        if len(each.features):
+            features[row, : len(each.features)] = each.features
+    tensors = (torch.from_numpy(each) for each in (ids, targets, valid))
+    return Batch(task, *tensors, None if features is None else torch.from_numpy(features), names)
