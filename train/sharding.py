@@ -15,16 +15,16 @@ from accelerate import PartialState
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from most_core.model import MostDecoderLayer
 from train.stages import Config
+from train.trainable import trained_parameters
 
 
 def processes(device: str = "auto") -> PartialState:
@@ -86,19 +86,32 @@ def shard(
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Whole, on the CPU, of process 0 (empty on the others): the weights that learn, and the optimizer's state.
 
-    Frozen weights are not in it: they are those of the run's start.
+    Frozen weights are not in it: they are those of the run's start. What was on the CPU anyway shares memory with the
+    model: write it before the next step.
     """
-    return {
-        "weights": get_model_state_dict(model, options=_options(ignore_frozen_params=True)),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=_options()),
-    }
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    weights = {}
+    for name, parameter in trained_parameters(model).items():
+        weight = parameter.detach()
+        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight  # all take part
+        if first:
+            weights[name] = weight.cpu()
+    return {"weights": weights, "optimizer": get_optimizer_state_dict(model, optimizer, options=_options())}
 
 
 def spread_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Inverse of `gather_state`, on all processes together. Only process 0 needs to have read the state."""
-    spread = {"broadcast_from_rank0": dist.is_initialized(), "strict": False}  # not strict: frozen ones are missing
-    set_model_state_dict(model, state.get("weights", {}), options=_options(**spread))
-    set_optimizer_state_dict(model, optimizer, state.get("optimizer", {}), options=_options(**spread))
+    # Not by set_model_state_dict, which expects weights under all their names: peft shares rows between two modules.
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model).items():
+            if isinstance(parameter, DTensor):
+                weight = state["weights"][name] if dist.get_rank() == 0 else torch.empty(parameter.shape)
+                weight = weight.to(parameter.device, parameter.dtype)
+                parameter.copy_(distribute_tensor(weight, parameter.device_mesh, parameter.placements))
+            else:
+                parameter.copy_(state["weights"][name])
+    options = _options(broadcast_from_rank0=dist.is_initialized())
+    set_optimizer_state_dict(model, optimizer, state.get("optimizer", {}), options=options)
 
 
 def _options(**more: Any) -> StateDictOptions:

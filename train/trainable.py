@@ -22,7 +22,7 @@ _EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 def make_trainable(model: MostForCausalLM, config: Config) -> nn.Module:
     """The model with only what `config.trains` names learning, in the precision that training keeps it in.
 
-    For "lora" it comes back inside a peft model, which is called like the model itself; otherwise it is the same object.
+    For "lora" it comes back inside a peft model, which is called like the model; otherwise it is the same object.
     """
     if config.trains == "lora":
         learner = _with_lora(model, config.lora)
