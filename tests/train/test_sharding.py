@@ -1,4 +1,4 @@
-"""Two gloo processes learn what one does. This file is also what they run: `torchrun test_sharding.py FOLDER CASE...`."""
+"""Two gloo processes learn what one does. They run this very file: `torchrun test_sharding.py FOLDER CASE...`."""
 
 import contextlib
 import os
