@@ -53,6 +53,15 @@ def merged(model: nn.Module) -> MostForCausalLM:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
+def learned(model: MostForCausalLM, config: Config, weights: dict[str, torch.Tensor]) -> MostForCausalLM:
+    """The plain model that a training made: `model`, as it started, and what a checkpoint has of its weights."""
+    learner = make_trainable(model, config)
+    with torch.no_grad():
+        for name, parameter in trained_parameters(learner).items():
+            parameter.copy_(weights[name])
+    return merged(learner).to(kept_dtype(config, learns=False))
+
+
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What learns, by name: all that the optimizer needs, and all that a checkpoint needs of the weights."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -166,6 +166,28 @@ def test_a_state_comes_back_in_one_process(case, tmp_path):
         assert torch.equal(parameter, again.get_parameter(name))
 
 
+def test_8_bit_moments_come_back_too(tmp_path):
+    from bitsandbytes.optim import AdamW8bit  # slow to import
+
+    def begin():
+        torch.manual_seed(0)
+        model = make_trainable(MostForCausalLM(MostConfig.tiny()), Config(precision="bfloat16", optimizer="adamw_8bit"))
+        model = shard(model, None)
+        return model, AdamW8bit(trained_parameters(model).values(), lr=1e-3, min_8bit_size=64)
+
+    model, optimizer = begin()
+    everyones = batches(model.config)
+    step(model, optimizer, everyones, everyones)
+    path = save_checkpoint(tmp_path, 1, gather_state(model, optimizer))
+    step(model, optimizer, everyones, everyones)
+    again, resumed = begin()
+    spread_state(again, resumed, load_checkpoint(path))
+    step(again, resumed, everyones, everyones)
+    for parameter, same in zip(model.parameters(), again.parameters()):
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, same)
+
+
 @pytest.fixture
 def alone():
     yield processes("cpu")

@@ -3,7 +3,7 @@ import torch
 
 from most_core import MostForCausalLM
 from train.stages import Config, Lora
-from train.trainable import make_trainable, merged, trained_parameters
+from train.trainable import learned, make_trainable, merged, trained_parameters
 
 
 def batch(shape):
@@ -107,3 +107,17 @@ def test_what_learns_is_kept_as_its_optimizer_needs_it(make_model, trains, optim
     learner = make_trainable(make_model(), config)
     for parameter in learner.parameters():
         assert parameter.dtype == (learns if parameter.requires_grad else torch.bfloat16)
+
+
+@pytest.mark.parametrize("trains", ["all", "all_but_experts", "lora"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_start_and_what_learned_make_the_model_again(make_model, trains, precision):
+    config = Config(trains=trains, precision=precision, optimizer="adamw_8bit")
+    learner = make_trainable(make_model(), config)
+    learn(learner, make_model().config)
+    weights = {name: parameter.detach().clone() for name, parameter in trained_parameters(learner).items()}
+    again = learned(make_model(), config, weights)
+    assert type(again) is MostForCausalLM
+    assert {parameter.dtype for parameter in again.parameters()} == {getattr(torch, precision)}
+    for name, weight in merged(learner).state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight)
