@@ -113,16 +113,14 @@ def memory_lines(shape: MostConfig, config: Config) -> tuple[Line, ...]:
     """What fills each GPU at the worst moment of a step."""
     counts = _Counts(shape, config)
     compute = 4 if config.precision == "float32" else 2
-    gpus, tokens = config.gpus, config.micro_batch_tokens
+    tokens = config.micro_batch_tokens
     layers = [layer_bytes(shape, i, compute) for i in range(shape.num_hidden_layers)]
     hidden = shape.hidden_size * compute
     kept = " and ".join(str(dtype).removeprefix("torch.") for dtype in counts.dtypes)
     lines = [
-        Line("weights", counts.weight_bytes / gpus, f"in {kept}"),
-        Line("gradients", counts.gradient_bytes / gpus, "of what learns, in its own precision"),
-        Line(
-            "optimizer", counts.trained * MOMENT_BYTES[config.optimizer] / gpus, f"both moments of {config.optimizer}"
-        ),
+        Line("weights", counts.weight_bytes, f"in {kept}"),
+        Line("gradients", counts.gradient_bytes, "of what learns, in its own precision"),
+        Line("optimizer", counts.trained_share * MOMENT_BYTES[config.optimizer], f"both moments of {config.optimizer}"),
     ]
     if config.checkpoint_activations:
         saved, why = hidden * len(layers), f"the inputs of {len(layers)} layers, {tokens:,} tokens"
@@ -165,23 +163,30 @@ def layer_bytes(shape: MostConfig, layer: int, compute: int) -> float:
 
 
 class _Counts:
-    """Sizes of what `make_trainable` makes, on the meta device: nothing is allocated."""
+    """Sizes of what `make_trainable` makes, and the first GPU's share; on the meta device: nothing is allocated."""
 
     def __init__(self, shape: MostConfig, config: Config) -> None:
         with torch.device("meta"):
             learner = make_trainable(MostForCausalLM(shape), config)
         parameters = list(learner.parameters())
         learning = [p for p in parameters if p.requires_grad]
-        self.trained = sum(p.numel() for p in learning)
-        self.weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
-        self.gradient_bytes = sum(p.numel() * p.element_size() for p in learning)
         self.all = sum(p.numel() for p in parameters)
+        self.trained = sum(p.numel() for p in learning)
+        self.trained_share = sum(_share(p, config.gpus) for p in learning)
+        self.weight_bytes = sum(_share(p, config.gpus) * p.element_size() for p in parameters)
+        self.gradient_bytes = sum(_share(p, config.gpus) * p.element_size() for p in learning)
         self.dtypes = sorted({p.dtype for p in parameters}, key=str)
         layers = [module for module in learner.modules() if isinstance(module, MostDecoderLayer)]
         self.largest_layer = max(map(_size, layers))
         self.trained_in_a_layer = max(map(_trained_size, layers))
         self.outside_layers = self.all - sum(map(_size, layers))
         self.trained_outside_layers = self.trained - sum(map(_trained_size, layers))
+
+
+def _share(parameter: nn.Parameter, gpus: int) -> int:
+    """How much of a parameter the first GPU has: FSDP2 deals out whole rows, of experts' weights whole experts."""
+    rows = len(parameter)
+    return -(-rows // gpus) * (parameter.numel() // rows)
 
 
 def _size(module: nn.Module) -> int:

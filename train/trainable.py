@@ -48,9 +48,7 @@ def kept_dtype(config: Config, *, learns: bool) -> torch.dtype:
 
 def merged(model: nn.Module) -> MostForCausalLM:
     """Plain weights again, for export. Takes a model that is not sharded, and uses it up."""
-    from peft import PeftModel
-
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def learned(model: MostForCausalLM, config: Config, weights: dict[str, torch.Tensor]) -> MostForCausalLM:

@@ -76,6 +76,13 @@ def test_gpus_share_weights_gradients_and_moments():
     assert gigabytes(four, "activations", "logits") == gigabytes(one, "activations", "logits")
 
 
+def test_whole_experts_are_dealt_out():
+    plans = [plan(dataclasses.replace(FULL_SIZE, trains="all", gpus=gpus)) for gpus in (32, 48, 64)]
+    weights = [gigabytes(planned, "weights") for planned in plans]
+    assert weights[1] == pytest.approx(weights[0], rel=0.05)  # two of 64 experts: nothing is won by 16 GPUs more
+    assert weights[2] == pytest.approx(weights[0] / 2, rel=0.01)
+
+
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_activations_are_those_that_autograd_keeps(dtype, size):
     tokens = 256
