@@ -84,7 +84,7 @@ def shard(
 
 
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Whole, on the CPU, of process 0 (empty on the others): the weights that learn, and the optimizer's state.
+    """After a step: whole, on the CPU, of process 0, the weights that learn and the optimizer's state.
 
     Frozen weights are not in it: they are those of the run's start. What was on the CPU anyway shares memory with the
     model: write it before the next step.
