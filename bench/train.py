@@ -19,13 +19,12 @@ from most_core.config import MostConfig
 from most_core.model import MostForCausalLM, MostPerExpertForCausalLM
 from train.config import find_config, load_config
 from train.data.lesson_mixture import Batch, LessonMixture, padded
-from train.data.lessons import Form, Lesson, describe_lessons, put_together, write_lessons
-from train.data.shards import write_manifest
-from train.stages import Config, Tally, losses_of, make_optimizer, take_step
+from train.data.lessons import Form, put_together
+from train.data.made_up import write_made_up
+from train.routing_watch import RoutingWatch
+from train.stages import Config, Learners, Tally, losses_of, make_optimizer, take_step
 
 ROWS = 600  # lessons of each task
-WORDS = (2, 16)  # of a sentence, and how long nano's voices take to say one
-SECONDS_A_WORD, SILENCE_S, TOKENS_A_WORD = 0.33, 0.5, 1.4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> Report:
 def _compare(config: Config, ours: MostForCausalLM, plain: nn.Module, folder: Path, rounds: int) -> Report:
     shape = ours.config
     for task in config.mixture:
-        _write_made_up(folder / task, task, shape)
+        write_made_up(folder / task, task, shape, ROWS)
     table, size, pad = shape.tokens, shape.speech_feature_size, shape.pad_token_id
     mixture = LessonMixture(
         folder, config.mixture, table, size, pad, config.micro_batch_tokens, config.forms, config.noise, config.seed
@@ -96,7 +95,8 @@ class _Stopwatch:
 
 def _our_step(config: Config, model: MostForCausalLM, mixture: LessonMixture, watch: _Stopwatch) -> Callable[[], int]:
     """One step of `train stage1`, timed by parts."""
-    optimizer, tally = make_optimizer(config, model), Tally(model.config.tokens)
+    learners = Learners(model, make_optimizer(config, model), RoutingWatch(model), model.config, None)
+    tally = Tally(model.config.tokens)
     model.register_forward_pre_hook(lambda *_: watch.lap("update"))
     model.register_forward_hook(lambda *_: watch.lap("forward"))
     count = iter(range(1 << 30))
@@ -106,7 +106,7 @@ def _our_step(config: Config, model: MostForCausalLM, mixture: LessonMixture, wa
         watch.begin()
         batches = [mixture[number * config.micro_batches + micro] for micro in range(config.micro_batches)]
         watch.lap("data")
-        take_step(config, number, model, optimizer, batches, tally, 1)
+        take_step(config, number, learners, batches, tally, 1)
         watch.lap("backward")
         return sum(int(batch.valid.sum()) for batch in batches)
 
@@ -175,29 +175,3 @@ def _check_same(ours: MostForCausalLM, plain: nn.Module, batch: Batch) -> None:
         gap = (losses_of(ours, batch)[0] - losses_of(plain, batch)[0]).abs().max()
     if gap > 1e-3:
         raise ValueError(f"losses differ by {float(gap):.3g}: the comparison would be void")
-
-
-def _write_made_up(folder: Path, task: str, shape: MostConfig) -> None:
-    """Lessons of random tokens, units and features, as long as nano's are."""
-    rng, table, size = np.random.default_rng(0), shape.tokens, shape.speech_feature_size
-    ask, say, end = 4, 5, shape.eos_token_id
-
-    def lesson(number: int) -> Lesson:
-        words = int(rng.integers(*WORDS, endpoint=True))
-        text = rng.integers(10, table.first_unit, round(TOKENS_A_WORD * words)).tolist()
-        frames = round(25 * (SILENCE_S + SECONDS_A_WORD * words))
-        ids, reply = {
-            "asr": ([1, ask, table.wave_start, table.wave_end, say], [*text, end]),
-            "tts": ([1, ask, *text, say], [table.audio_start, table.audio_end, end]),
-            "text": ([1], [*text, end]),
-        }[task]
-        clips = np.array([frames] if task != "text" else [], np.int32)
-        units = rng.integers(0, table.num_units, int(clips.sum())).astype(np.int32)
-        features = rng.standard_normal((frames if task == "asr" else 0, size)).astype(np.float16)
-        spans = np.array([[len(ids), len(ids) + len(reply)]], np.int32)
-        about = (f"{task}-{number}", task, "made up", "none", "train", "")
-        return Lesson(*about, np.array(ids + reply, np.int32), spans, clips, units, features)
-
-    path = folder / "lessons-00000.arrow"
-    write_lessons(path, map(lesson, range(ROWS)))
-    write_manifest(folder, [describe_lessons(path)], {"command": "bench train"})

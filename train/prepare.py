@@ -27,10 +27,10 @@ from train.data.sources import Source, open_sources
 from train.data.voices import Voice, check_engine
 from train.files import sha256_of, whole_file
 from train.progress import Progress
+from train.stage_config import TASKS
 from train.start import shape_of
 from train.workers import agreed, run_workers, shown_by
 
-TASKS = ("asr", "tts", "text", "speech_instructions", "text_instructions")
 VOICE_PIECE = 500  # sentences whose units make a file
 MOST_WORKERS = 64
 DRY_TEXTS = 2000  # from which a dry run makes its tokenizer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +19,14 @@ class RoutingWatch:
     """Counts the choices of every router of a model while it is asked to."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.routers = [module for module in model.modules() if isinstance(module, MostRouter)]
+        self.groups: dict[int, tuple[list[int], list[int]]] = {}
         self.counts: dict[int, torch.Tensor] = {}
         self._on = False
-        for number, router in enumerate(self.routers):
-            router.register_forward_hook(lambda module, given, made, number=number: self._count(number, given, made))
+        for name, module in model.named_modules():
+            if isinstance(module, MostRouter):
+                layer = int(re.search(r"layers\.(\d+)\.", name)[1])
+                self.groups[layer] = module.groups
+                module.register_forward_hook(partial(self._count, layer))
 
     @contextmanager
     def watching(self, on: bool) -> Iterator[None]:
@@ -32,25 +37,25 @@ class RoutingWatch:
         yield
         self._on = False
 
-    def _count(self, number: int, given: tuple[Any, ...], made: tuple[torch.Tensor, ...]) -> None:
+    def _count(self, layer: int, router: MostRouter, given: tuple[Any, ...], made: tuple[torch.Tensor, ...]) -> None:
         if not self._on:
             return
-        experts = self.routers[number].num_experts
+        experts = router.num_experts
         places = given[1].reshape(-1, 1) * experts + made[2]  # modality first
         counts = torch.bincount(places.reshape(-1), minlength=2 * experts).view(2, experts)
-        self.counts[number] = self.counts.get(number, 0) + counts.cpu()
+        self.counts[layer] = self.counts.get(layer, 0) + counts.cpu()
 
     def figures(self) -> dict[str, float]:
-        """For each MoE layer: `balance`, the busiest expert's load over its group's mean, the worse of both groups;
-        `leakage`, the share of choices outside the token's own group."""
+        """For each MoE layer, by its number in the decoder: `balance`, the busiest expert's load over its group's
+        mean, the worse of both groups; `leakage`, the share of choices outside the token's own group."""
         figures = {}
-        for number, counts in sorted(self.counts.items()):
-            groups, worst, outside = self.routers[number].groups, 0.0, 0
+        for layer, counts in sorted(self.counts.items()):
+            groups, worst, outside = self.groups[layer], 0.0, 0
             for modality in (TEXT, AUDIO):
                 own = counts[modality, groups[modality]]
                 outside += int(counts[modality].sum() - own.sum())
                 if own.sum():
                     worst = max(worst, float(own.max() / own.float().mean()))
-            figures[f"balance/layer_{number}"] = worst
-            figures[f"leakage/layer_{number}"] = outside / max(1, int(counts.sum()))
+            figures[f"balance/layer_{layer}"] = worst
+            figures[f"leakage/layer_{layer}"] = outside / max(1, int(counts.sum()))
         return figures

@@ -8,106 +8,56 @@ changes nothing but rounding.
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from most_core.checkpoint_files import written_whole
 from most_core.config import MostConfig, TokenTable
-from most_core.model import MostForCausalLM
 from most_core.processing import load_tokenizer
 from train.checkpoints import resume, save_checkpoint
 from train.config import RunOptions, claim, config_hash, deadline
-from train.data.lesson_mixture import Batch, FeatureNoise, Forms, LessonMixture
+from train.data.lesson_mixture import Batch, Forms, LessonMixture
+from train.data.made_up import write_made_up
 from train.progress import Progress, plot_losses
 from train.routing_watch import RoutingWatch
+from train.sharding import gather_state, make_mesh, processes, shard, spread_state
+from train.stage_config import TASKS, Config, learning_rate
 from train.start import shape_of, starting_model
+from train.trainable import learned, make_trainable, trained_parameters
 from train.workers import agreed, run_workers, shown_by, sum_gradients
 
-TASKS = ("asr", "tts", "text", "speech_instructions", "text_instructions")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank additions to attention, shared experts and routed experts, learned instead of the weights."""
-
-    rank: int = 16
-    alpha: float = 32.0
-
-
-@dataclass(frozen=True)
-class Config:
-    """What is learned, from what, how long.
-
-    `start`: a preset's shape with random weights ("tiny", "nano", "lite"), or the folder of a checkpoint, of which only
-    the weights are taken. `shape` changes settings of a preset. `lessons` is what `prepare` left, `check` what is never
-    learned from. `mixture` gives each task's share of the tokens. `unit_weight` is what a unit counts beside a word in
-    the loss. `trains`: every weight; all but the routed experts; or LoRA. `gpus` and `tokens_per_s` (of one of them)
-    are what a dry run plans with.
-    """
-
-    start: str = "nano"
-    shape: dict[str, Any] = field(default_factory=dict)
-    lessons: Path = Path("runs/nano/lessons")
-    check: Path | None = None
-    mixture: dict[str, float] = field(default_factory=lambda: {"asr": 0.4, "tts": 0.4, "text": 0.2})
-    forms: Forms = field(default_factory=Forms)
-    noise: FeatureNoise = field(default_factory=FeatureNoise)
-    unit_weight: float = 1.0
-    seed: int = 0
-    steps: int = 10_000
-    micro_batches: int = 2
-    micro_batch_tokens: int = 2048
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    last_rate: float = 0.1  # of the learning rate, where the cosine ends
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    trains: Literal["all", "all_but_experts", "lora"] = "all"
-    lora: Lora = field(default_factory=Lora)
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_activations: bool = False
-    log_every: int = 20
-    check_every: int = 500
-    check_batches: int = 4  # of each task
-    checkpoint_every: int = 500
-    gpus: int = 1
-    gpu_gb: float = 80.0
-    tokens_per_s: float = 3000.0
-
-    def __post_init__(self) -> None:
-        if strange := sorted(set(self.mixture) - set(TASKS)):
-            raise ValueError(f"mixture.{strange[0]} is no setting; there are {', '.join(TASKS)}")
-        if min(self.mixture.values(), default=0) < 0 or not math.isclose(sum(self.mixture.values()), 1, abs_tol=1e-6):
-            total = sum(self.mixture.values())
-            raise ValueError(f"mixture is {self.mixture}, in all {total:g}; expected shares that sum to 1")
-        for name in ("steps", "micro_batches", "micro_batch_tokens", "log_every", "check_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """Factor of the learning rate: up over `warmup` steps, then down along a cosine to `last_rate`."""
-    rising = min(1.0, (step + 1) / max(1, config.warmup))
-    done = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
-    low = config.last_rate
-    return rising * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+DRY_PARAMETERS, DRY_LESSONS = 100e6, 60
 
 
 def run(config: Config, out: Path, options: RunOptions) -> int:
     """Train, or go on training, in `out`; leaves `out/model`, a folder with decoder and tokenizer."""
+    if options.dry_run:
+        return _dry_run(config)
     _mixture(config, shape_of(config.start, config.shape), config.lessons, config.mixture, as_it_is=True, verify=True)
-    claim(out, config, fresh=options.fresh, made=("model",))
-    return run_workers(_work, config.micro_batches, config, out, options)
+    if "WORLD_SIZE" not in os.environ:
+        claim(out, config, fresh=options.fresh, made=("model",))
+        return run_workers(_work, config.micro_batches, config, out, options)
+    state = processes(options.device)  # accelerate or torchrun started one process a GPU
+    if config.micro_batches % state.num_processes:
+        raise ValueError(
+            f"micro_batches is {config.micro_batches}, but there are {state.num_processes} processes: give a multiple"
+        )
+    if state.is_main_process:
+        claim(out, config, fresh=options.fresh, made=("model", "checkpoints"))
+    state.wait_for_everyone()
+    _work(state.process_index, state.num_processes, state.device, config, out, options)
+    return 0
 
 
 def _mixture(
@@ -127,32 +77,31 @@ def _mixture(
 
 
 def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
-    """One process of the run. All of them hold the same weights; rank 0 also writes."""
-    late, model = deadline(options.minutes), starting_model(config.start, config.shape, config.seed).to(device)
-    optimizer = make_optimizer(config, model)
-    state, first = resume(out / "checkpoints", config_hash(config)), 0
-    if state is not None:
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    mixture = _mixture(config, model.config, config.lessons, config.mixture, as_it_is=False)
-    checks = _Checks(config, model.config, rank, workers)
-    tally, watch, main = Tally(model.config.tokens), RoutingWatch(model), rank == 0
+    """One process of the run. On CPUs all of them hold the same weights, on GPUs each its part; rank 0 also writes."""
+    late, main = deadline(options.minutes), rank == 0
+    learners, state = _learners(config, device, workers), None
+    if main or learners.mesh is None:
+        state = resume(out / "checkpoints", config_hash(config))
+    first = agreed_step(0 if state is None else state["step"], workers, device)
+    if first:
+        spread_state(learners.model, learners.optimizer, state or {})
+    mixture = _mixture(config, learners.shape, config.lessons, config.mixture, as_it_is=False)
+    checks, tally = _Checks(config, learners.shape, rank, workers), Tally(learners.shape.tokens)
     with Progress(out if main else None, config.steps, step=first, title=out.name, stream=shown_by(rank)) as bar:
         if main:
-            bar.note(_introduction(config, model, mixture, workers, device, first))
-        if first == 0:
-            bar.log(0, **checks.figures(model, device))
+            bar.note(_introduction(learners, mixture, workers, device, first))
+        if first == 0 and (figures := checks.figures(learners.model, device)):
+            bar.log(0, **figures)
         since = time.monotonic()
         for step in range(first, config.steps):
             logs = step % config.log_every == config.log_every - 1
             numbers = range(step * config.micro_batches + rank, (step + 1) * config.micro_batches, workers)
             batches = [mixture[number].to(device) for number in numbers]
-            with watch.watching(logs):
-                norm = take_step(config, step, model, optimizer, batches, tally, workers)
+            with learners.watch.watching(logs):
+                norm = take_step(config, step, learners, batches, tally, workers)
             done = step + 1
             if logs:
-                figures = tally.figures(workers) | watch.figures() | {"norm": norm}
+                figures = tally.figures(workers, device) | learners.watch.figures() | {"norm": norm}
                 figures["tokens_per_s/all"] = figures.pop("tokens") / (time.monotonic() - since)
                 since = time.monotonic()
                 bar.log(step, **figures)
@@ -160,17 +109,52 @@ def _work(rank: int, workers: int, device: torch.device, config: Config, out: Pa
                 bar.update(step)
             stop = agreed(late(), workers)
             ending = stop or done == config.steps
-            if done % config.check_every == 0 or done == config.steps:
-                bar.log(step, **checks.figures(model, device))
-            if main and (ending or done % config.checkpoint_every == 0):
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                save_checkpoint(out / "checkpoints", done, state, config_hash=config_hash(config))
+            if (done % config.check_every == 0 or ending) and (figures := checks.figures(learners.model, device)):
+                bar.log(step, **figures)
+            if ending or done % config.checkpoint_every == 0:
+                state = gather_state(learners.model, learners.optimizer)  # all take part
+                if main:
+                    save_checkpoint(out / "checkpoints", done, state, config_hash=config_hash(config))
             if stop and done < config.steps:
                 bar.note(f"stopped at step {done} of {config.steps}; the same command continues")
                 return
     if main:
         plot_losses(out)
-        save_model(model, config.lessons, out / "model")
+        save_model(config, out)
+
+
+@dataclass
+class Learners:
+    """What learns, and by what. `mesh`: over which GPUs the weights are spread; None where each process has all."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    watch: RoutingWatch
+    shape: MostConfig
+    mesh: DeviceMesh | None
+
+
+def _learners(config: Config, device: torch.device, workers: int) -> Learners:
+    replicated = workers > 1 and "WORLD_SIZE" not in os.environ
+    if replicated and config.precision != "float32":
+        raise ValueError(f"precision is {config.precision}: several processes on CPUs learn in float32 alone")
+    mesh = None if replicated else make_mesh(processes(device.type), config)
+    model = make_trainable(starting_model(config.start, config.shape, config.seed), config)
+    shape, watch = model.config, RoutingWatch(model)
+    if mesh is None:
+        model.to(device)
+    dtype = getattr(torch, config.precision)
+    model = shard(model, mesh, compute_dtype=dtype, checkpoint_activations=config.checkpoint_activations)
+    return Learners(model, make_optimizer(config, model), watch, shape, mesh)
+
+
+def agreed_step(step: int, workers: int, device: torch.device) -> int:
+    """The first process's step, told to all."""
+    if workers == 1:
+        return step
+    told = torch.tensor([step], device=device)
+    torch.distributed.broadcast(told, 0)
+    return int(told)
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -188,40 +172,35 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def take_step(
-    config: Config,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
-    tally: Tally,
-    workers: int,
+    config: Config, step: int, learners: Learners, batches: Sequence[Batch], tally: Tally, workers: int
 ) -> float:
     """Learn from this process's share of a step's micro-batches; returns the norm of the gradient of all shares.
 
-    ValueError, before anything is learned, where a loss or the gradient is no number.
+    ValueError, before anything is learned, where the gradient is no number.
     """
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    counted = torch.zeros(1)
+    learning, counted = list(trained_parameters(learners.model).values()), torch.zeros(1, device=batches[0].ids.device)
     for batch in batches:
-        losses, balance = losses_of(model, batch)
+        losses, balance = losses_of(learners.model, batch)
         weight = torch.where(tally.are_units(batch), config.unit_weight, 1.0)
-        loss = (losses * weight).sum() + balance * len(losses)
-        loss.backward()
+        ((losses * weight).sum() + balance * len(losses)).backward()
         counted += len(losses)
         tally.add(batch, losses.detach())
-    counted = sum_gradients(learning, counted, workers)
+    if learners.mesh is None:
+        counted = sum_gradients(learning, counted, workers)
+    elif workers > 1:  # gradients are summed already
+        torch.distributed.all_reduce(counted)
     torch._foreach_div_([parameter.grad for parameter in learning], float(counted))
     norm = float(nn.utils.clip_grad_norm_(learning, config.clip))
     if not math.isfinite(norm):
-        told = "; ".join(f"{batch.task}: {', '.join(batch.names[:3])}" for batch in batches)
+        told = "; ".join(f"{batch.task} ({', '.join(batch.names[:3])})" for batch in batches)
         raise ValueError(
-            f"step {step}: the gradient is {norm}, after {told}. Nothing was learned from it and the last checkpoint "
+            f"step {step}: the gradient is {norm} after {told}. Nothing was learned from it and the last checkpoint "
             "is kept: lower learning_rate, or look at these lessons"
         )
-    for group in optimizer.param_groups:
+    for group in learners.optimizer.param_groups:
         group["lr"] = config.learning_rate * learning_rate(config, step)
-    optimizer.step()
-    optimizer.zero_grad()
+    learners.optimizer.step()
+    learners.optimizer.zero_grad()
     return norm
 
 
@@ -253,10 +232,10 @@ class Tally:
                 self.sums[f"{batch.task}/{kind}/count"] += count
         self.sums[f"{batch.task}/tokens"] += int(batch.valid.sum())
 
-    def figures(self, workers: int) -> dict[str, float]:
+    def figures(self, workers: int, device: torch.device) -> dict[str, float]:
         """Mean losses, each task's share of the tokens, and the tokens of all processes; begins anew."""
         names = [f"{task}/{rest}" for task in TASKS for rest in _TALLIED]
-        sums = torch.tensor([self.sums.get(name, 0.0) for name in names], dtype=torch.float64)
+        sums = torch.tensor([self.sums.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
         if workers > 1:
             torch.distributed.all_reduce(sums)
         found = dict(zip(names, sums.tolist()))
@@ -296,27 +275,47 @@ class _Checks:
                 batch = mixture[number].to(device)
                 tally.add(batch, losses_of(model, batch)[0])
         model.train()
-        figures = tally.figures(self.workers)
+        figures = tally.figures(self.workers, device)
         return {f"check_{name}": value for name, value in figures.items() if name.startswith("loss")}
 
 
-def _introduction(
-    config: Config, model: nn.Module, mixture: LessonMixture, workers: int, device: torch.device, first: int
-) -> str:
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def _introduction(learners: Learners, mixture: LessonMixture, workers: int, device: torch.device, first: int) -> str:
+    learning = sum(parameter.numel() for parameter in trained_parameters(learners.model).values())
+    everything = sum(parameter.numel() for parameter in learners.model.parameters())
     rows = ", ".join(f"{len(lessons)} for {task}" for task, lessons in mixture.lessons.items())
     return (
-        f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters, {learning / 1e6:.2f} M "
-        f"of them learn; lessons: {rows} ({mixture.dropped} too long); {workers} process(es) on {device.type}, "
-        f"from step {first}"
+        f"{everything / 1e6:.2f} M parameters, {learning / 1e6:.2f} M of them learn; lessons: {rows} "
+        f"({mixture.dropped} too long); {workers} process(es) on {device.type}, from step {first}"
     )
 
 
-def save_model(model: MostForCausalLM, lessons: Path, folder: Path) -> None:
-    """Write the folder of decoder and tokenizer anew."""
-    import shutil
-
+def save_model(config: Config, out: Path) -> None:
+    """Write the last checkpoint as `out/model`, a folder of decoder and tokenizer, in place of an earlier one."""
+    state = resume(out / "checkpoints", config_hash(config))
+    start = starting_model(config.start, config.shape, config.seed)
+    model, folder = learned(start, config, state["weights"]), out / "model"
     shutil.rmtree(folder, ignore_errors=True)
     with written_whole(folder) as partial:
         model.save_pretrained(partial)
-        load_tokenizer(lessons / "tokenizer").save_pretrained(partial)
+        load_tokenizer(config.lessons / "tokenizer").save_pretrained(partial)
+
+
+def _dry_run(config: Config) -> int:
+    """What it will take; and, of a model that this machine can surely hold, a step on made-up lessons."""
+    from train.plan import plan
+
+    planned = plan(config)
+    print(planned)
+    if planned.parameters > DRY_PARAMETERS:
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        learners = _learners(config, torch.device("cpu"), 1)
+        for task in config.mixture:
+            write_made_up(Path(folder) / task, task, learners.shape, rows=DRY_LESSONS)
+        mixture = _mixture(config, learners.shape, Path(folder), config.mixture, as_it_is=False)
+        tally = Tally(learners.shape.tokens)
+        norm = take_step(config, 0, learners, [mixture[i] for i in range(config.micro_batches)], tally, 1)
+        figures = tally.figures(1, torch.device("cpu"))
+    told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    print(f"one step on made-up lessons: {told}, norm of the gradient {norm:.3g}")
+    return 0

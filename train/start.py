@@ -21,9 +21,12 @@ def shape_of(start: str, changes: Mapping[str, Any]) -> MostConfig:
             )
         return MostConfig.from_pretrained(start)
     try:
-        return MostConfig.preset(start, **changes)
+        shape = MostConfig.preset(start, **changes)
     except (TypeError, ValueError) as error:
         raise ValueError(f"start is {start!r}, shape {dict(changes)}: {error}; or give a checkpoint folder") from None
+    if shape.tokens is None:
+        raise ValueError("shape.token_table is null: without it nothing can be heard or said, leave it out")
+    return shape
 
 
 def starting_model(start: str, changes: Mapping[str, Any], seed: int) -> MostForCausalLM:
