@@ -41,13 +41,14 @@ DRY_PARAMETERS, DRY_LESSONS = 100e6, 60
 
 
 def run(config: Config, out: Path, options: RunOptions) -> int:
-    """Train, or go on training, in `out`; leaves `out/model`, a folder with decoder and tokenizer."""
+    """Train, or go on training, in `out`; leaves `out/model`, a folder with decoder and tokenizer. 1 if time ran out."""
     if options.dry_run:
         return _dry_run(config)
     _mixture(config, shape_of(config.start, config.shape), config.lessons, config.mixture, as_it_is=True, verify=True)
     if "WORLD_SIZE" not in os.environ:
         claim(out, config, fresh=options.fresh, made=("model",))
-        return run_workers(_work, config.micro_batches, config, out, options)
+        run_workers(_work, config.micro_batches, config, out, options)
+        return 0 if (out / "model").is_dir() else 1
     state = processes(options.device)  # accelerate or torchrun started one process a GPU
     if config.micro_batches % state.num_processes:
         raise ValueError(
@@ -57,7 +58,8 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
         claim(out, config, fresh=options.fresh, made=("model", "checkpoints"))
     state.wait_for_everyone()
     _work(state.process_index, state.num_processes, state.device, config, out, options)
-    return 0
+    state.wait_for_everyone()
+    return 0 if (out / "model").is_dir() else 1
 
 
 def _mixture(
