@@ -12,7 +12,7 @@ export GRADIO_ANALYTICS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run test lint format bench train-ears train-mouth clean
+.PHONY: run test lint format bench train-ears train-mouth train-debug clean
 
 run: $(USER_READY)
 	$(BIN)/python app.py $(ARGS)
@@ -33,6 +33,7 @@ bench: $(DEV_READY)
 	$(BIN)/python -m bench memory
 	$(BIN)/python -m bench decode
 	$(BIN)/python -m bench moe
+	$(BIN)/python -m bench train
 
 # The ears of the shipped model, from nothing: hours on two cores; stopped anywhere, it continues (see the recipe).
 train-ears: $(DEV_READY)
@@ -41,6 +42,10 @@ train-ears: $(DEV_READY)
 # The mouth from these ears, in an hour and a half on two cores.
 train-mouth: $(DEV_READY)
 	train/recipes/mouth.sh nano
+
+# Every step of every training once, in minutes: what comes out knows nothing, but all of it runs and fits together.
+train-debug: $(DEV_READY)
+	train/recipes/debug.sh
 
 # A stamp, not the interpreter: a set-up that breaks half-way is started again.
 $(VENV)/.made:

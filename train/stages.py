@@ -41,7 +41,7 @@ DRY_PARAMETERS, DRY_LESSONS = 100e6, 60
 
 
 def run(config: Config, out: Path, options: RunOptions) -> int:
-    """Train, or go on training, in `out`; leaves `out/model`, a folder with decoder and tokenizer. 1 if time ran out."""
+    """Train, or go on training, in `out`; leaves `out/model`, a folder of decoder and tokenizer. 1 if time ran out."""
     if options.dry_run:
         return _dry_run(config)
     _mixture(config, shape_of(config.start, config.shape), config.lessons, config.mixture, as_it_is=True, verify=True)
