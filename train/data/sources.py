@@ -115,13 +115,14 @@ def _documents(path: Path) -> Source:
     texts = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            if path.suffix == ".jsonl":
+            text = line.strip()
+            if text and path.suffix == ".jsonl":
                 try:
-                    line = str(json.loads(line)["text"])
-                except (ValueError, KeyError, TypeError):
-                    raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {line[:60]!r}') from None
-            if line.strip():
-                texts.append(line.strip())
+                    text = json.loads(text)["text"].strip()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {text[:60]!r}') from None
+            if text:
+                texts.append(text)
     return Source(path, len(texts), lambda i: _document(path, i, texts[i]), lambda: texts)
 
 
