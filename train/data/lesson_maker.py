@@ -66,6 +66,10 @@ class LessonMaker:
             if turn.cut:
                 replies[reply] = (replies[reply][0], replies[reply][1] - 2)  # it did not stop by itself
         encoded = [self._clip(role, stretch) for role, stretch in clips]
+        units = np.concatenate([np.zeros(0, np.int32), *(units for _, units in encoded)])
+        if units.max(initial=0) >= self.encoder.num_units:  # ready-made ones may be of any ears
+            last = self.encoder.num_units - 1
+            raise ValueError(f"{item.id} has unit {units.max()}, the model 0 to {last}: they are of other ears")
         features = [features for features, _ in encoded if features is not None]
         heard = [role for role, _ in clips].count("user")
         lesson = Lesson(
@@ -78,7 +82,7 @@ class LessonMaker:
             ids=np.array(ids, np.int32),
             replies=np.array(replies, np.int32).reshape(-1, 2),
             clips=np.array([len(units) for _, units in encoded], np.int32),
-            units=np.concatenate([np.zeros(0, np.int32), *(units for _, units in encoded)]),
+            units=units,
             features=np.concatenate(features) if heard and len(features) == heard else self._no_features,
         )
         if lesson.tokens <= self.longest:

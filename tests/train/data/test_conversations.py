@@ -1,6 +1,7 @@
 """Conversations as rows of shards, and back."""
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_any_conversations_come_back_from_disk(drawn):
     with tempfile.TemporaryDirectory() as folder:
         speech = ShardedSpeech(write_folder(Path(folder), [row for each in made for row in rows_of(each)]))
         starts = starts_of(speech)
-        parts = [range(start, stop) for start, stop in zip(starts, starts[1:])]
+        parts = [range(start, stop) for start, stop in pairwise(starts)]
         back = [next(conversations_of(speech[row] for row in part)) for part in parts]
         assert [plain(each) for each in back] == [plain(each) for each in made]
         assert starts[-1] == len(speech)
