@@ -53,13 +53,16 @@ class LessonMaker:
         return Synthesizer()
 
     def lessons(self, task: str, source: Source, index: int) -> Iterator[Lesson]:
-        """What item `index` of a source teaches: one lesson, several of a long text, none of what is too long."""
+        """What item `index` of a source teaches: one lesson, several of a long text, none of what is too long or has a
+        turn with nothing in it."""
         item = source.item(index)
         if task == "text":
             yield from self._of_text(item)
             return
         messages, clips = self._messages(task, item)
         if messages[-1]["role"] != "assistant" or (task == "speech_instructions" and "user" not in dict(clips)):
+            return
+        if any(map(_says_nothing, messages)):
             return
         ids, replies = self.processor.lesson(messages)
         for reply, turn in enumerate(turn for turn in item.turns if turn.role == "assistant"):
@@ -146,6 +149,12 @@ class LessonMaker:
         except SynthesisError:
             return np.zeros(0, np.int32)
         return self.encoder.units(wave).astype(np.int32)
+
+
+def _says_nothing(message: Message) -> bool:
+    """Whether a turn has neither words nor a clip; a rule may be empty."""
+    said = (part["type"] == "audio" or (part["type"] == "text" and part["text"].strip()) for part in message["content"])
+    return message["role"] != "system" and not any(said)
 
 
 def _has_sound(stretch: Stretch) -> bool:
