@@ -186,7 +186,7 @@ def _dry_run(config: Config, sources: Mapping[str, Sequence[Source]]) -> int:
     maker = LessonMaker(model_config(config.start), tokenizer, SpeechEncoder.load(config.ears), config.longest)
     for task, opened in sources.items():
         print(f"{task}: {sum(source.count for source in opened)} items in {', '.join(str(s.path) for s in opened)}")
-        for lesson in maker.lessons(task, opened[0], 0):
+        for lesson in maker.lessons(task, next(source for source in opened if source.count), 0):
             said = int(put_together(lesson, Form(), maker.processor.tokens).targets.sum())
             spelled = tokenizer.decode(lesson.ids.tolist()).replace("\n", " ")
             print(f"  {lesson.tokens} tokens, {said} of them to be said: {spelled[:200]}")
