@@ -6,7 +6,7 @@ that was stopped, or killed, continues with those that are not there yet.
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from most_core.checkpoint_files import written_whole
 from most_core.processing import load_tokenizer, train_small_tokenizer
 from most_core.speech import SpeechEncoder
 from train.config import RunOptions, claim, deadline
@@ -75,12 +76,20 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     if options.dry_run:
         return _dry_run(config, sources)
     claim(out, config, fresh=options.fresh, made=("voice", "tokenizer", *TASKS))
+    _sweep(out)
     if not (out / "tokenizer").is_dir():
-        partial = out / f"tokenizer.{os.getpid()}.unfinished"
-        _tokenizer(config, _texts(sources)).save_pretrained(partial)
-        partial.rename(out / "tokenizer")
+        with written_whole(out / "tokenizer") as partial:
+            _tokenizer(config, _texts(sources)).save_pretrained(partial)
     run_workers(_work, MOST_WORKERS, config, out, replace(options, fresh=False))
     return 0 if all((out / task / MANIFEST).is_file() for task in sources) else 1
+
+
+def _sweep(out: Path) -> None:
+    """Remove what commands that were killed have left half-written."""
+    for path in [*out.glob("*.unfinished"), *out.glob("*/*.unfinished")]:
+        path.unlink()
+    for folder in out.glob(".tokenizer.*.partial"):
+        shutil.rmtree(folder)
 
 
 def _tokenizer(config: Config, texts: Iterator[str]) -> PreTrainedTokenizerBase:
