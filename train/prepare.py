@@ -75,6 +75,7 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
         check_engine(config.voice.engine)
     if options.dry_run:
         return _dry_run(config, sources)
+    _maker(config, _tokenizer(config, iter(())))  # what does not fit together is refused before `out` is claimed
     claim(out, config, fresh=options.fresh, made=("voice", "tokenizer", *TASKS))
     _sweep(out)
     if not (out / "tokenizer").is_dir():
@@ -98,6 +99,11 @@ def _tokenizer(config: Config, texts: Iterator[str]) -> PreTrainedTokenizerBase:
     return load_tokenizer(given) if given is not None else train_small_tokenizer(texts, model_config(config.start))
 
 
+def _maker(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu") -> LessonMaker:
+    encoder = SpeechEncoder.load(config.ears, device)
+    return LessonMaker(model_config(config.start), tokenizer, encoder, config.longest)
+
+
 def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
     return (text for opened in sources.values() for source in opened for text in source.texts())
 
@@ -105,8 +111,7 @@ def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
 def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
     """One process: its share of the units of the assistant's voice, and when all are there, of the lessons."""
     late, sources = deadline(options.minutes), open_sources(config.tasks)
-    encoder = SpeechEncoder.load(config.ears, device)
-    maker = LessonMaker(model_config(config.start), load_tokenizer(out / "tokenizer"), encoder, config.longest)
+    maker = _maker(config, load_tokenizer(out / "tokenizer"), device)
     pieces = _voice_pieces(sources) if config.voice is not None else []
 
     def speak(piece: int) -> None:
@@ -192,7 +197,7 @@ def _finish(config: Config, task: str, shards: int, folder: Path) -> None:
 def _dry_run(config: Config, sources: Mapping[str, Sequence[Source]]) -> int:
     """Show what there is, and the first lesson of each task."""
     tokenizer = _tokenizer(config, islice(_texts(sources), DRY_TEXTS))
-    maker = LessonMaker(model_config(config.start), tokenizer, SpeechEncoder.load(config.ears), config.longest)
+    maker = _maker(config, tokenizer)
     for task, opened in sources.items():
         print(f"{task}: {sum(source.count for source in opened)} items in {', '.join(str(s.path) for s in opened)}")
         for lesson in maker.lessons(task, next(source for source in opened if source.count), 0):
