@@ -165,6 +165,12 @@ def test_a_question_that_is_only_written_is_not_said_to_be_heard(maker, encoder)
     assert asked_and_said(maker, unanswered)[1] == "Sure.<eos>"
 
 
+def test_what_was_heard_is_told_once(maker):
+    turns = user(Stretch("hi there", HI)), assistant(Stretch("Sure.")), assistant(Stretch("And more."))
+    lesson = lesson_of(maker, "speech_instructions", *turns)
+    assert asked_and_said(maker, lesson)[1::2] == ["hi there[/Heard]Sure.<eos>", "And more.<eos>"]
+
+
 def test_a_conversation_that_ends_with_a_question_teaches_nothing(maker):
     turns = user(Stretch("hi", HI)), assistant(Stretch("Sure.")), user(Stretch("more", MORE))
     for task in ("speech_instructions", "text_instructions"):

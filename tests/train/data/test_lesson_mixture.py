@@ -88,9 +88,14 @@ def test_a_batch_is_a_function_of_seed_and_index(mix):
     found = {i: back[i] for i in (*range(39, -1, -1), 7, 7, 3)}
     assert all(same(found[i], expected[i]) for i in range(40))
     assert [forth.task_of(i) for i in range(40)] == [batch.task for batch in expected]
-    others = [mix(**settings | {"seed": 6})[i] for i in range(40)]
-    assert sum(same(one, other) for one, other in zip(expected, others)) <= 1
     assert len({tuple(batch.names) for batch in expected}) > 35
+
+
+def test_another_seed_takes_other_lessons_in_another_order(mix):
+    one, other = mix(seed=5), mix(seed=6)
+    assert [one.task_of(i) for i in range(20)] != [other.task_of(i) for i in range(20)]
+    one, other = mix({"asr": 1.0}, seed=5), mix({"asr": 1.0}, seed=6)
+    assert sum(one[i].names == other[i].names for i in range(40)) == 0
 
 
 def test_other_processes_make_the_same_batches(mix):
@@ -180,9 +185,9 @@ def test_noise_is_on_features_alone(mix):
 
 
 def test_masks_blank_short_stretches_as_often_as_asked(mix):
-    mixture = mix({"asr": 1.0}, noise=FeatureNoise(deviation=0, masks=1, mask_frames=2))
+    mixture = mix({"asr": 1.0}, noise=FeatureNoise(deviation=0, masks=0.2, mask_frames=2))
     blank = frames = 0
-    for i in range(300):
+    for i in range(1000):
         batch = mixture[i]
         for row, name in enumerate(batch.names):
             kept = BY_NAME[name].features.astype(np.float32)
@@ -190,7 +195,7 @@ def test_masks_blank_short_stretches_as_often_as_asked(mix):
             blanked = ~given.any(1)
             assert (given[~blanked] == kept[~blanked]).all()
             blank, frames = blank + blanked.sum(), frames + len(kept)
-    assert blank / frames == pytest.approx(1.5 / 25, rel=0.2)  # one a second, of one frame or two
+    assert blank / frames == pytest.approx(0.2 * 1.5 / 25, rel=0.15)  # of one frame or two
 
 
 def forms_of(mixture, task, batches=600):
