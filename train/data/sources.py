@@ -113,14 +113,16 @@ def _refuse_single(task: str, path: Path) -> None:
 def _documents(path: Path) -> Source:
     """The texts of a .txt (a line each) or .jsonl file."""
     texts = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            text = line.strip()
-            if text and path.suffix == ".jsonl":
-                try:
+            try:
+                text = line.decode().strip()
+                if text and path.suffix == ".jsonl":
                     text = json.loads(text)["text"].strip()
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {text[:60]!r}') from None
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: this is not UTF-8 ({error})") from None
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {text[:60]!r}') from None
             if text:
                 texts.append(text)
     return Source(path, len(texts), lambda i: _document(path, i, texts[i]), lambda: texts)

@@ -171,6 +171,13 @@ def test_a_bad_line_is_named_with_its_number(tmp_path, line):
     assert refusal("text", path) == f'{path}, line 3: expected {{"text": ...}}, got {line!r}'
 
 
+@pytest.mark.parametrize("name", ["some.txt", "some.jsonl"])
+def test_a_line_in_another_encoding_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    assert refusal("text", path).startswith(f"{path}, line 2: this is not UTF-8 (")
+
+
 def test_a_bad_record_of_a_conversation_is_named(tmp_path):
     path = written(tmp_path / "chat.jsonl", CHAT, {"messages": 3})
     assert refusal("text_instructions", path) == f"{path}, record 2: messages is a number, not a list of turns"
