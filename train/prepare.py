@@ -87,10 +87,8 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
 
 def _sweep(out: Path) -> None:
     """Remove what commands that were killed have left half-written."""
-    for path in [*out.glob("*.unfinished"), *out.glob("*/*.unfinished")]:
-        path.unlink()
-    for folder in out.glob(".tokenizer.*.partial"):
-        shutil.rmtree(folder)
+    for path in [*out.glob("*.unfinished"), *out.glob("*/*.unfinished"), *out.glob(".tokenizer.*.partial")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _tokenizer(config: Config, texts: Iterator[str]) -> PreTrainedTokenizerBase:
