@@ -71,22 +71,33 @@ def load_config(cls: type[Config], path: Path | str | None, overrides: Sequence[
 
 def to_yaml(config: Any) -> str:
     """Every setting, defaults included, as `load_config` reads it back."""
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return _dumped(_plain(config))
 
 
-def claim(out: Path, config: Any, *, fresh: bool = False, made: Sequence[str] = ()) -> None:
-    """Write `out/config.yaml`; ValueError with the first difference if `out` was begun with other settings.
+def _dumped(plain: Any) -> str:
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
-    `fresh` removes what was `made` there first.
+
+def claim(
+    out: Path,
+    config: Any,
+    *,
+    fresh: bool = False,
+    made: Sequence[str] = (),
+    inputs: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
+    """Write `out/config.yaml`; ValueError with the first difference if `out` was begun with other settings or inputs.
+
+    `inputs` are digests by name of what is worked on. `fresh` removes what was `made` there first.
     """
-    path = out / "config.yaml"
+    path, plain = out / "config.yaml", _plain(config) | ({"inputs": dict(inputs)} if inputs else {})
     if fresh:
         for name in (*made, path.name):
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     if not path.is_file():
-        write_whole(path, to_yaml(config).encode())
+        write_whole(path, _dumped(plain).encode())
         return
-    earlier, now = (_flat(each) for each in (yaml.safe_load(path.read_text(encoding="utf-8")), _plain(config)))
+    earlier, now = (_flat(each) for each in (yaml.safe_load(path.read_text(encoding="utf-8")), plain))
     for name in {**now, **earlier}:
         if earlier.get(name) != now.get(name):
             raise ValueError(

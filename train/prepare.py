@@ -6,7 +6,7 @@ that was stopped, or killed, continues with those that are not there yet.
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from most_core.checkpoint_files import written_whole
 from most_core.processing import load_tokenizer, train_small_tokenizer
 from most_core.speech import SpeechEncoder
 from train.config import RunOptions, claim, deadline
@@ -77,23 +78,41 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
         check_engine(config.voice.engine)
     if options.dry_run:
         return _dry_run(config, sources)
-    claim(out, config, fresh=options.fresh, made=("voice", "tokenizer", *TASKS))
+    _maker(config, _tokenizer(config, iter(())))  # what does not fit together is refused before `out` is claimed
+    claim(out, config, fresh=options.fresh, made=("voice", "tokenizer", *TASKS), inputs=_inputs(config))
+    _sweep(out)
     if not (out / "tokenizer").is_dir():
-        partial = out / f"tokenizer.{os.getpid()}.unfinished"
-        _tokenizer(config, _texts(sources)).save_pretrained(partial)
-        partial.rename(out / "tokenizer")
+        with written_whole(out / "tokenizer") as partial:
+            _tokenizer(config, _texts(sources)).save_pretrained(partial)
     run_workers(_work, MOST_WORKERS, config, out, replace(options, fresh=False))
     return 0 if all((out / task / MANIFEST).is_file() for task in sources) else 1
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Digests of what lessons are made of: other ears or more speech at the same place must not mix with the old."""
+    parts = [config.ears / "units.safetensors", config.ears / "speech_encoder" / "model.safetensors"]
+    for path in (path for paths in config.tasks.values() for path in paths):
+        parts.append(path / MANIFEST if path.is_dir() else path)
+    return {str(path): sha256_of(path)[:16] for path in parts}
+
+
+def _sweep(out: Path) -> None:
+    """Remove what commands that were killed have left half-written."""
+    for path in [*out.glob("*.unfinished"), *out.glob("*/*.unfinished"), *out.glob(".tokenizer.*.partial")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _tokenizer(config: Config, texts: Iterator[str]) -> PreTrainedTokenizerBase:
     """The tokenizer given, or one made from these texts."""
     given = config.tokenizer or (Path(config.start) if Path(config.start).is_dir() else None)
-    return (
-        load_tokenizer(given)
-        if given is not None
-        else train_small_tokenizer(texts, shape_of(config.start, config.shape))
-    )
+    if given is not None:
+        return load_tokenizer(given)
+    return train_small_tokenizer(texts, shape_of(config.start, config.shape))
+
+
+def _maker(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu") -> LessonMaker:
+    encoder = SpeechEncoder.load(config.ears, device)
+    return LessonMaker(shape_of(config.start, config.shape), tokenizer, encoder, config.longest)
 
 
 def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
@@ -103,10 +122,7 @@ def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
 def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
     """One process: its share of the units of the assistant's voice, and when all are there, of the lessons."""
     late, sources = deadline(options.minutes), open_sources(config.tasks)
-    encoder = SpeechEncoder.load(config.ears, device)
-    maker = LessonMaker(
-        shape_of(config.start, config.shape), load_tokenizer(out / "tokenizer"), encoder, config.longest
-    )
+    maker = _maker(config, load_tokenizer(out / "tokenizer"), device)
     pieces = _voice_pieces(sources) if config.voice is not None else []
 
     def speak(piece: int) -> None:
@@ -192,12 +208,10 @@ def _finish(config: Config, task: str, shards: int, folder: Path) -> None:
 def _dry_run(config: Config, sources: Mapping[str, Sequence[Source]]) -> int:
     """Show what there is, and the first lesson of each task."""
     tokenizer = _tokenizer(config, islice(_texts(sources), DRY_TEXTS))
-    maker = LessonMaker(
-        shape_of(config.start, config.shape), tokenizer, SpeechEncoder.load(config.ears), config.longest
-    )
+    maker = _maker(config, tokenizer)
     for task, opened in sources.items():
         print(f"{task}: {sum(source.count for source in opened)} items in {', '.join(str(s.path) for s in opened)}")
-        for lesson in maker.lessons(task, opened[0], 0):
+        for lesson in maker.lessons(task, next(source for source in opened if source.count), 0):
             said = int(put_together(lesson, Form(), maker.processor.tokens).targets.sum())
             spelled = tokenizer.decode(lesson.ids.tolist()).replace("\n", " ")
             print(f"  {lesson.tokens} tokens, {said} of them to be said: {spelled[:200]}")

@@ -34,8 +34,10 @@ class RoutingWatch:
         self._on = on
         if on:
             self.counts.clear()
-        yield
-        self._on = False
+        try:
+            yield
+        finally:
+            self._on = False
 
     def _count(self, layer: int, router: MostRouter, given: tuple[Any, ...], made: tuple[torch.Tensor, ...]) -> None:
         if not self._on:

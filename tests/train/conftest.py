@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from train.checkpoints import latest_checkpoint, load_checkpoint
+from train.data.lessons import describe_lessons, write_lessons
 from train.data.shards import describe_shard, write_manifest, write_shard
 from train.data.utterance import Utterance
 
@@ -27,6 +28,17 @@ def write_folder(folder, utterances):
     write_shard(path, utterances)
     write_manifest(folder, [describe_shard(path)], {"command": "test"})
     return folder
+
+
+def write_lesson_folder(folder, *shards):
+    """A folder of shards of lessons; returns what its manifest says of each."""
+    infos = []
+    for number, rows in enumerate(shards):
+        path = folder / f"lessons-{number:05}.arrow"
+        write_lessons(path, rows)
+        infos.append(describe_lessons(path))
+    write_manifest(folder, infos, {"command": "test"})
+    return infos
 
 
 def weights(out):

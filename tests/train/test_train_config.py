@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from train import config as config_module
-from train.config import config_hash, deadline, find_config, load_config, to_yaml
+from train.config import claim, config_hash, deadline, find_config, load_config, to_yaml
 
 
 @dataclass(frozen=True)
@@ -201,3 +201,55 @@ def test_a_deadline_passes_once_and_for_all(monkeypatch):
     now = 220.0
     assert passed()
     assert not never()
+
+
+@pytest.fixture
+def claimed(tmp_path):
+    """A folder begun with the default settings, and something made there."""
+    claim(tmp_path, Config())
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / "lessons" / "one").write_text("made")
+    (tmp_path / "model").write_text("made")
+    (tmp_path / "notes.txt").write_text("mine")
+    return tmp_path
+
+
+def test_a_folder_is_claimed_with_all_settings(tmp_path):
+    claim(tmp_path / "new" / "run", Config(seed=3))
+    assert load_config(Config, tmp_path / "new" / "run" / "config.yaml") == Config(seed=3)
+
+
+def test_the_same_settings_go_on_in_a_claimed_folder(claimed):
+    before = (claimed / "config.yaml").read_bytes()
+    claim(claimed, Config(mix={"world": 0.75, "words": 0.25}))
+    assert (claimed / "config.yaml").read_bytes() == before
+    assert (claimed / "lessons" / "one").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"seed": 4}, "seed 0, not 4"),
+        ({"encoder": Encoder(steps=78)}, "encoder.steps 77, not 78"),
+        ({"start": Path("weights")}, "start None, not 'weights'"),
+        ({"mix": {"words": 0.25, "world": 0.7}}, "mix.world 0.75, not 0.7"),
+        ({"mix": {"words": 0.25}}, "mix.world 0.75, not None"),
+        ({"mix": {"words": 0.25, "world": 0.75, "more": 1.0}}, "mix.more None, not 1.0"),
+        ({"span": (0.5, 3.0)}, "span [0.5, 2.0], not [0.5, 3.0]"),
+        ({"bf16": True}, "bf16 False, not True"),
+    ],
+)
+def test_other_settings_are_refused_with_what_is_different(claimed, changes, difference):
+    before = (claimed / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        claim(claimed, replace(Config(), **changes))
+    expected = f"{claimed} was begun with {difference}: choose another --out, or --fresh to begin anew"
+    assert str(error.value) == expected
+    assert (claimed / "config.yaml").read_bytes() == before
+
+
+def test_fresh_begins_anew_and_keeps_what_others_made(claimed):
+    claim(claimed, Config(seed=4), fresh=True, made=("lessons", "model", "never"))
+    assert sorted(path.name for path in claimed.iterdir()) == ["config.yaml", "notes.txt"]
+    assert load_config(Config, claimed / "config.yaml").seed == 4
+    claim(claimed, Config(seed=4))

@@ -42,7 +42,8 @@ class LessonMaker:
         return Synthesizer()
 
     def lessons(self, task: str, source: Source, index: int) -> Iterator[Lesson]:
-        """What item `index` of a source teaches: one lesson, several of a long text, none of what is too long."""
+        """What item `index` of a source teaches: one lesson, several of a long text, none of what is too long or has a
+        turn with nothing in it."""
         item = source.item(index)
         if task == "text":
             yield from self._of_text(item)
@@ -50,11 +51,17 @@ class LessonMaker:
         messages, clips = self._messages(task, item)
         if messages[-1]["role"] != "assistant" or (task == "speech_instructions" and "user" not in dict(clips)):
             return
+        if any(map(_says_nothing, messages)):
+            return
         ids, replies = self.processor.lesson(messages)
         for reply, turn in enumerate(turn for turn in item.turns if turn.role == "assistant"):
-            if turn.cut:
+            if turn.cut and _has_sound(turn.stretches[-1]):
                 replies[reply] = (replies[reply][0], replies[reply][1] - 2)  # it did not stop by itself
         encoded = [self._clip(role, stretch) for role, stretch in clips]
+        units = np.concatenate([np.zeros(0, np.int32), *(units for _, units in encoded)])
+        if units.max(initial=0) >= self.encoder.num_units:  # ready-made ones may be of any ears
+            last = self.encoder.num_units - 1
+            raise ValueError(f"{item.id} has unit {units.max()}, the model 0 to {last}: they are of other ears")
         features = [features for features, _ in encoded if features is not None]
         heard = [role for role, _ in clips].count("user")
         lesson = Lesson(
@@ -67,7 +74,7 @@ class LessonMaker:
             ids=np.array(ids, np.int32),
             replies=np.array(replies, np.int32).reshape(-1, 2),
             clips=np.array([len(units) for _, units in encoded], np.int32),
-            units=np.concatenate([np.zeros(0, np.int32), *(units for _, units in encoded)]),
+            units=units,
             features=np.concatenate(features) if heard and len(features) == heard else self._no_features,
         )
         if lesson.tokens <= self.longest:
@@ -131,6 +138,12 @@ class LessonMaker:
         except SynthesisError:
             return np.zeros(0, np.int32)
         return self.encoder.units(wave).astype(np.int32)
+
+
+def _says_nothing(message: Message) -> bool:
+    """Whether a turn has neither words nor a clip; a rule may be empty."""
+    said = (part["type"] == "audio" or (part["type"] == "text" and part["text"].strip()) for part in message["content"])
+    return message["role"] != "system" and not any(said)
 
 
 def _has_sound(stretch: Stretch) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from most_core.processing import SPEAK, TRANSCRIBE
 from train.data.conversations import Conversation, Stretch, Turn, conversations_of, is_conversations, starts_of
 from train.data.dialogue_json import read_dialogues
@@ -49,7 +51,8 @@ def _open(task: str, path: Path) -> Source:
     if task not in SINGLE:
         raise ValueError(f"tasks.{task}: {path} holds single utterances; give conversations (`dialogues`, or JSON)")
     speech = ShardedSpeech(path)
-    rows = [row for row, text in enumerate(speech.texts) if text]
+    heard = np.ones(len(speech), bool) if task == "text" else speech.seconds > 0
+    rows = [row for row, text in enumerate(speech.texts) if text and heard[row]]
     return Source(
         path, len(rows), lambda i: _exchange(task, speech[rows[i]]), lambda: (speech.texts[row] for row in rows)
     )
@@ -113,15 +116,18 @@ def _refuse_single(task: str, path: Path) -> None:
 def _documents(path: Path) -> Source:
     """The texts of a .txt (a line each) or .jsonl file."""
     texts = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if path.suffix == ".jsonl":
-                try:
-                    line = str(json.loads(line)["text"])
-                except (ValueError, KeyError, TypeError):
-                    raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {line[:60]!r}') from None
-            if line.strip():
-                texts.append(line.strip())
+            try:
+                text = line.decode().strip()
+                if text and path.suffix == ".jsonl":
+                    text = json.loads(text)["text"].strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: this is not UTF-8 ({error})") from None
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {text[:60]!r}') from None
+            if text:
+                texts.append(text)
     return Source(path, len(texts), lambda i: _document(path, i, texts[i]), lambda: texts)
 
 

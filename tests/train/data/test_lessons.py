@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from most_core.config import TokenTable
-from tests.train.conftest import spoken
-from train.data.lessons import Form, Lesson, Lessons, describe_lessons, put_together, write_lessons
+from tests.train.conftest import spoken, write_lesson_folder
+from train.data.lessons import Form, Lesson, Lessons, put_together, write_lessons
 from train.data.shards import describe_shard, write_manifest, write_shard
 
 TABLE = TokenTable.after(num_text_tokens=100, num_units=20)
@@ -91,20 +91,10 @@ def test_text_alone_is_all_to_be_said():
     assert (taken.ids.tolist(), taken.targets.tolist()) == ([1, 30, 31, EOS], [False, True, True, True])
 
 
-def filled(folder, *shards):
-    infos = []
-    for number, rows in enumerate(shards):
-        path = folder / f"lessons-{number:05}.arrow"
-        write_lessons(path, rows)
-        infos.append(describe_lessons(path))
-    write_manifest(folder, infos, {"command": "test"})
-    return infos
-
-
 def test_lessons_come_back_from_disk(tmp_path):
     silent = lesson("two", clips=np.zeros(0, np.int32), units=np.zeros(0, np.int32), features=np.zeros((0, 2), "f2"))
     many = [lesson(str(number)) for number in range(300)]  # more than a record batch
-    infos = filled(tmp_path, [lesson(), silent], many)
+    infos = write_lesson_folder(tmp_path, [lesson(), silent], many)
     read = Lessons(tmp_path, 2)
     assert len(read) == 302
     assert read.lengths.tolist() == [17, 12] + [17] * 300 == [read[i].tokens for i in range(302)]
@@ -118,7 +108,7 @@ def test_lessons_come_back_from_disk(tmp_path):
 
 
 def test_a_damaged_shard_is_refused_in_one_line(tmp_path):
-    filled(tmp_path, [lesson()])
+    write_lesson_folder(tmp_path, [lesson()])
     path = tmp_path / "lessons-00000.arrow"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
