@@ -97,8 +97,9 @@ def _our_step(config: Config, model: MostForCausalLM, mixture: LessonMixture, wa
     """One step of `train stage1`, timed by parts."""
     learners = Learners(model, make_optimizer(config, model), RoutingWatch(model), model.config, None)
     tally = Tally(model.config.tokens)
-    model.register_forward_pre_hook(lambda *_: watch.lap("update"))
+    model.register_forward_pre_hook(lambda *_: watch.lap("backward"))  # of the micro-batch before
     model.register_forward_hook(lambda *_: watch.lap("forward"))
+    learners.optimizer.register_step_pre_hook(lambda *_: watch.lap("backward"))
     count = iter(range(1 << 30))
 
     def step() -> int:
@@ -107,7 +108,7 @@ def _our_step(config: Config, model: MostForCausalLM, mixture: LessonMixture, wa
         batches = [mixture[number * config.micro_batches + micro] for micro in range(config.micro_batches)]
         watch.lap("data")
         take_step(config, number, learners, batches, tally, 1)
-        watch.lap("backward")
+        watch.lap("update")
         return sum(int(batch.valid.sum()) for batch in batches)
 
     return step

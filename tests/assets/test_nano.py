@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from most_core.speech import SpeechEncoder
+from most_core.vocoder import Vocoder
 from train.unit_reader import UnitReader
 from train.word_errors import verbatim_errors
 
@@ -19,6 +20,11 @@ NANO = ASSETS / "nano"
 @pytest.fixture(scope="module")
 def ears():
     return SpeechEncoder.load(NANO)
+
+
+@pytest.fixture(scope="module")
+def mouth():
+    return Vocoder.load(NANO)
 
 
 def samples():
@@ -69,6 +75,37 @@ def test_units_tell_what_is_said_and_are_all_in_use(ears):
     waves, said = zip(*samples())
     errors, words = verbatim_errors(said, [reader.read(ears.units(wave)) for wave in waves])
     assert errors.sum() / words.sum() < 0.6
+
+
+def test_the_mouth_is_understood_by_the_ears(ears, mouth):
+    """Questions in any voice, turned into units and spoken again in nano's own."""
+    waves, said = zip(*samples())
+    heard = [" ".join(word.text for word in ears.words(mouth.synthesize(ears.units(wave)))) for wave in waves]
+    errors, words = verbatim_errors(said, heard)
+    assert errors.sum() / words.sum() < 0.5
+    assert (errors == 0).sum() >= 3
+
+
+def test_the_mouth_streams_what_it_says_at_once(ears, mouth):
+    units = ears.units(next(samples())[0])
+    stream = mouth.stream()
+    chunks = [stream.push(units[start : start + 3]) for start in range(0, len(units), 3)]
+    sound, whole = np.concatenate([*chunks, stream.finish()]), mouth.synthesize(units)
+    assert len(sound) == 640 * len(units)
+    assert np.abs(sound - whole).max() < 1e-4
+    assert 0.1 < np.abs(whole).max() < 0.999
+
+
+def test_the_mouth_is_small_and_its_figures_are_of_these_weights(mouth):
+    part = NANO / "vocoder"
+    size = sum(path.stat().st_size for path in part.iterdir())
+    assert size <= 6e6
+    assert sum(parameter.numel() for parameter in mouth.model.parameters()) <= 3_000_000
+    figures = json.loads((NANO / "figures.json").read_text(encoding="utf-8"))["mouth"]["figures"]
+    assert figures["vocoder_mb"] == pytest.approx(size / 1e6, rel=0.01)
+    for name in ("original_wer", "resynth_wer", "resynth_wer_answers"):
+        assert 0 <= figures[name + "_low"] <= figures[name] <= figures[name + "_high"]
+    assert figures["stream_difference"] <= 1e-4
 
 
 def test_it_is_small_and_its_figures_are_of_these_weights():

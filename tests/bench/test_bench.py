@@ -44,6 +44,16 @@ def test_the_gpu_bench_rehearses_on_a_cpu(capsys):
     assert found["top1_agreement"] > 0.9
 
 
+def test_training_is_compared_with_a_plain_loop(capsys, tmp_path):
+    (tmp_path / "tiny.yaml").write_text("start: tiny\nmicro_batch_tokens: 512\n")
+    found = figures(capsys, "train", "--rounds", "2", "--config", str(tmp_path / "tiny.yaml"))
+    assert found["ratio_plain"] > 0
+    assert found["tokens_per_s"] > 0
+    parts = {name: found[f"share_{name}"] for name in ("data", "forward", "backward", "update")}
+    assert sum(parts.values()) == pytest.approx(1, abs=0.1)
+    assert min(parts.values()) > 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_bench_says_in_one_line_that_there_is_none(capsys):
     assert main(["gpu"]) == 2
