@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MethodType
 
@@ -16,106 +21,154 @@ from torch import nn
 
 from bench.report import Report, interleaved
 from most_core.config import MostConfig
-from most_core.model import MostForCausalLM, MostPerExpertForCausalLM
+from most_core.model import MostPerExpertForCausalLM
 from train.config import find_config, load_config
 from train.data.lesson_mixture import Batch, LessonMixture, padded
 from train.data.lessons import Form, put_together
 from train.data.made_up import write_made_up
 from train.routing_watch import RoutingWatch
 from train.stages import Config, Learners, Tally, losses_of, make_optimizer, take_step
+from train.start import shape_of, starting_model
+from train.workers import keep_memory
 
 ROWS = 600  # lessons of each task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved pairs (default 7)")
-    parser.add_argument("--threads", type=int, default=None, help="torch threads (default: all cores)")
-    parser.add_argument(
-        "--config", default="stage1-nano", help="a preset or YAML file of stage 1 (default: stage1-nano)"
-    )
+    parser.add_argument("--config", default="stage1-nano", help="preset or YAML file (default: stage1-nano)")
 
 
 def run(args: argparse.Namespace) -> Report:
-    if args.threads:
-        torch.set_num_threads(args.threads)
     config = load_config(Config, find_config(args.config))
-    torch.manual_seed(0)
-    shape = MostConfig.preset(config.start, **config.shape)
-    ours, plain = MostForCausalLM(shape).train(), _plain_model(shape).train()
-    with tempfile.TemporaryDirectory() as folder:
-        return _compare(config, ours, plain, Path(folder), args.rounds)
+    shape = shape_of(config.start, config.shape)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as rivals:
+        for task in config.mixture:
+            write_made_up(Path(folder) / task, task, shape, ROWS)
+        _check_same(config, _mixture(config, Path(folder))[0])
+        processes = min(config.micro_batches, os.cpu_count() or 1)
+        ours = rivals.enter_context(_started(_our_process, processes, config, Path(folder)))
+        plain = rivals.enter_context(_started(_plain_process, 1, config, Path(folder)))
+        shares: list[dict[str, float]] = []
+        tokens: dict[str, list[int]] = {"ours": [], "plain": []}
 
+        def our_step() -> None:
+            made = ours()
+            tokens["ours"].append(sum(count for count, _ in made))
+            shares.append(made[0][1])
 
-def _compare(config: Config, ours: MostForCausalLM, plain: nn.Module, folder: Path, rounds: int) -> Report:
-    shape = ours.config
-    for task in config.mixture:
-        write_made_up(folder / task, task, shape, ROWS)
-    table, size, pad = shape.tokens, shape.speech_feature_size, shape.pad_token_id
-    mixture = LessonMixture(
-        folder, config.mixture, table, size, pad, config.micro_batch_tokens, config.forms, config.noise, config.seed
-    )
-    _check_same(ours, plain, mixture[0])
-    shares = _Stopwatch()
-    steps = {"ours": _our_step(config, ours, mixture, shares), "plain": _plain_step(config, plain, mixture)}
-    tokens: dict[str, list[int]] = {name: [] for name in steps}
-    runs = {name: lambda name=name: tokens[name].append(steps[name]()) for name in steps}
-    seconds = interleaved(runs, rounds)
-    rates = {name: [t / s for t, s in zip(tokens[name][1:], seconds[name])] for name in steps}
+        seconds = interleaved(
+            {"ours": our_step, "plain": lambda: tokens["plain"].append(plain()[0][0])}, args.rounds, warmup=2
+        )
+    rates = {name: [t / s for t, s in zip(tokens[name][2:], seconds[name])] for name in tokens}
     report = Report("train")
     report.figures["tokens_per_s"] = statistics.median(rates["ours"])
     report.figures["plain_tokens_per_s"] = statistics.median(rates["plain"])
     report.figures["ratio_plain"] = statistics.median(a / b for a, b in zip(rates["ours"], rates["plain"]))
-    report.figures |= {f"share_{name}": share for name, share in shares.shares().items()}
+    for name in shares[0]:
+        report.figures[f"share_{name}"] = statistics.median(each[name] / sum(each.values()) for each in shares[2:])
     report.notes.append(
-        f"{config.start}, {config.precision}, one process of {torch.get_num_threads()} threads, made-up lessons as "
-        f"long as nano's, mixture {config.mixture}; tokens without padding"
+        f"{config.start}, {config.precision}, mixture {config.mixture}, made-up lessons as long as nano's; ours: "
+        f"{processes} process(es) of one thread, as `train stage1` has; plain: one of {os.cpu_count()} threads; tokens "
+        "without padding"
     )
     return report
 
 
-class _Stopwatch:
-    """Seconds by name, of all steps but the first, which warms up."""
+def _mixture(config: Config, folder: Path) -> LessonMixture:
+    shape = shape_of(config.start, config.shape)
+    tokens, table, size, pad = config.micro_batch_tokens, shape.tokens, shape.speech_feature_size, shape.pad_token_id
+    return LessonMixture(folder, config.mixture, table, size, pad, tokens, config.forms, config.noise, config.seed)
 
-    def __init__(self) -> None:
-        self.rounds: list[dict[str, float]] = []
+
+@contextmanager
+def _started(
+    work: Callable[..., None], count: int, config: Config, folder: Path
+) -> Iterator[Callable[[], list[tuple[int, dict[str, float]]]]]:
+    """Processes that take one step each time they are told to, and say how many tokens it had and what it spent."""
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    pipes = [context.Pipe() for _ in range(count)]
+    started = [
+        context.Process(target=work, args=(theirs, rank, count, port, config, folder), daemon=True)
+        for rank, (_, theirs) in enumerate(pipes)
+    ]
+    for process in started:
+        process.start()
+
+    def step() -> list[tuple[int, dict[str, float]]]:
+        for mine, _ in pipes:
+            mine.send(True)
+        return [mine.recv() for mine, _ in pipes]
+
+    try:
+        yield step
+    finally:
+        for (mine, _), process in zip(pipes, started):
+            mine.send(False)
+            process.join()
+
+
+def _our_process(pipe: Connection, rank: int, workers: int, port: int, config: Config, folder: Path) -> None:
+    torch.set_num_threads(1)
+    keep_memory()
+    if workers > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
+    watch, count = _Stopwatch(), 0
+    step = _our_step(config, _mixture(config, folder), watch, rank, workers)
+    while pipe.recv():
+        watch.begin()
+        tokens, count = step(count), count + 1
+        pipe.send((tokens, watch.seconds))
+
+
+def _plain_process(pipe: Connection, rank: int, workers: int, port: int, config: Config, folder: Path) -> None:
+    step = _plain_step(config, _mixture(config, folder))
+    while pipe.recv():
+        pipe.send((step(), {}))
+
+
+class _Stopwatch:
+    """Seconds of a step, by what they were spent on."""
 
     def begin(self) -> None:
-        self.rounds.append({})
+        self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.rounds[-1][name] = self.rounds[-1].get(name, 0.0) + now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
-    def shares(self) -> dict[str, float]:
-        names = self.rounds[0]
-        return {name: statistics.median(r[name] / sum(r.values()) for r in self.rounds[1:]) for name in names}
 
-
-def _our_step(config: Config, model: MostForCausalLM, mixture: LessonMixture, watch: _Stopwatch) -> Callable[[], int]:
+def _our_step(
+    config: Config, mixture: LessonMixture, watch: _Stopwatch, rank: int, workers: int
+) -> Callable[[int], int]:
     """One step of `train stage1`, timed by parts."""
+    model = starting_model(config.start, config.shape, config.seed).train()
     learners = Learners(model, make_optimizer(config, model), RoutingWatch(model), model.config, None)
     tally = Tally(model.config.tokens)
     model.register_forward_pre_hook(lambda *_: watch.lap("backward"))  # of the micro-batch before
     model.register_forward_hook(lambda *_: watch.lap("forward"))
     learners.optimizer.register_step_pre_hook(lambda *_: watch.lap("backward"))
-    count = iter(range(1 << 30))
 
-    def step() -> int:
-        number = next(count)
-        watch.begin()
-        batches = [mixture[number * config.micro_batches + micro] for micro in range(config.micro_batches)]
+    def step(number: int) -> int:
+        numbers = range(number * config.micro_batches + rank, (number + 1) * config.micro_batches, workers)
+        batches = [mixture[micro] for micro in numbers]
         watch.lap("data")
-        take_step(config, number, learners, batches, tally, 1)
+        take_step(config, number, learners, batches, tally, workers)
         watch.lap("update")
         return sum(int(batch.valid.sum()) for batch in batches)
 
     return step
 
 
-def _plain_step(config: Config, model: nn.Module, mixture: LessonMixture) -> Callable[[], int]:
+def _plain_step(config: Config, mixture: LessonMixture) -> Callable[[], int]:
     """As many tokens of lessons in the order they come, padded to the longest; all logits; a loop over all experts."""
+    model = _plain_model(shape_of(config.start, config.shape)).train()
     optimizer, rng = make_optimizer(config, model), np.random.default_rng(0)
     everything = list(mixture.lessons.values())
     mean = np.mean([lessons.lengths.mean() for lessons in everything])
@@ -160,8 +213,10 @@ def _all_experts(
     return (made.view(*indices.shape, -1) * weights[..., None]).sum(1).to(hidden.dtype)
 
 
-def _check_same(ours: MostForCausalLM, plain: nn.Module, batch: Batch) -> None:
-    """Give both the same weights; ValueError if they do not compute the same."""
+def _check_same(config: Config, batch: Batch) -> None:
+    """ValueError if both models do not compute the same from the same weights."""
+    ours = starting_model(config.start, config.shape, config.seed)
+    plain = _plain_model(ours.config)
     state = ours.state_dict()
     for name in [name for name in state if ".experts." in name]:
         stem, kind = name.rsplit(".", 1)

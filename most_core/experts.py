@@ -52,8 +52,9 @@ def sum_over_experts(
     if len(hidden_NH) == 0:
         return hidden_NH
     order, spans = sort_by_expert(indices_NK, num_experts)
-    rows = hidden_NH[order // k]
-    outputs = torch.cat([expert(e, rows[start:stop]) for e, start, stop in spans])
+    # split, not slices: the backward of a slice fills as much as all rows take with zeros, once for each expert
+    parts = hidden_NH[order // k].split([stop - start for _, start, stop in spans])
+    outputs = torch.cat([expert(e, rows) for (e, _, _), rows in zip(spans, parts)])
     weighted = outputs * weights_NK.reshape(-1)[order, None]  # float32, as the weights are
     back = torch.empty_like(weighted).index_copy_(0, order, weighted)
     return back.view(-1, k, weighted.shape[-1]).sum(1).to(hidden_NH.dtype)

@@ -154,13 +154,16 @@ class MostModel(MostPreTrainedModel):
         use_cache: bool | None = None,
         modality_ids: torch.LongTensor | None = None,
         input_features: torch.FloatTensor | None = None,
+        valid: torch.BoolTensor | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """As any transformers decoder, plus:
 
         `input_features` [B, F, speech_feature_size] fill the `[Frame]` positions of each row in order (rows with
         fewer frames are padded at the end). `modality_ids` [B, T] (0 text, 1 audio) follow from `input_ids` and need
-        only be given with `inputs_embeds`, or for a configuration without a token table.
+        only be given with `inputs_embeds`, or for a configuration without a token table. `valid` [B, T] says which
+        tokens are no padding, to the balance loss alone: where rows are filled up at their ends, nothing that counts
+        sees the padding, and attention needs no `attention_mask`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -182,7 +185,9 @@ class MostModel(MostPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        valid = attention_mask if self.training and attention_mask is not None and attention_mask.ndim == 2 else None
+        if valid is None and attention_mask is not None and attention_mask.ndim == 2:
+            valid = attention_mask
+        valid = valid if self.training else None
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
 
         hidden_states, losses = inputs_embeds, []
