@@ -57,7 +57,8 @@ def load_config(cls: type[Config], path: Path | str | None, overrides: Sequence[
     """Settings from a YAML file (None: the defaults), then from overrides such as `"encoder.steps=100"`.
 
     What a section leaves out is as in the default of that section; an override of one name of a dictionary leaves its
-    other names. Raises ValueError, in one line with place and value, for what `cls` does not have or cannot hold.
+    other names, one of the whole dictionary replaces it. Raises ValueError, in one line with place and value, for what
+    `cls` does not have or cannot hold.
     """
     origin = _Origin("settings" if path is None else str(path), {})
     settings = {} if path is None else _parse(Path(path).read_text(encoding="utf-8"), origin.file)
@@ -151,6 +152,7 @@ class _Origin:
 
     file: str
     overrides: dict[str, str]  # dotted name of each override, and of each section that one had to open -> its --set
+    opened: set[str] = dataclasses.field(default_factory=set)  # sections of which --set gave some names only
 
     def error(self, place: str, problem: str) -> ValueError:
         return ValueError(f"{self.overrides.get(place, self.file)}: {place}{' ' if place else ''}{problem}")
@@ -180,11 +182,13 @@ def _override(settings: dict[str, Any], override: str, origin: _Origin) -> None:
         if settings.get(key) is None:
             settings[key] = {}
             origin.overrides[".".join(keys[:depth])] = f"--set {override}"
+            origin.opened.add(".".join(keys[:depth]))
         if not isinstance(settings[key], dict):
             raise ValueError(f"--set {override}: {'.'.join(keys[:depth])} is {settings[key]!r}, not a section")
         settings = settings[key]
     settings[keys[-1]] = _parse(text, f"--set {override}")
     origin.overrides[".".join(keys)] = f"--set {override}"
+    origin.opened.discard(".".join(keys))
 
 
 def _build(cls: type[Config], settings: Mapping[Any, Any], origin: _Origin, place: str, base: Config | None) -> Config:
@@ -228,7 +232,7 @@ def _convert(kind: Any, value: Any, origin: _Origin, place: str, default: Any = 
     if outer is Literal and any(type(choice) is type(value) and choice == value for choice in inner):
         return value
     if outer is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        kept = dict(default or {}) if place in origin.overrides else {}  # a section that --set opened, not the file
+        kept = dict(default or {}) if place in origin.opened else {}
         return kept | {key: _convert(inner[1], item, origin, f"{place}.{key}") for key, item in value.items()}
     if outer in (tuple, list) and isinstance(value, list):
         kinds = [inner[0]] * len(value) if outer is list or inner[-1] is Ellipsis else inner

@@ -96,7 +96,7 @@ def _work(rank: int, workers: int, device: torch.device, config: Config, out: Pa
             bar.log(0, **figures)
         since = time.monotonic()
         for step in range(first, config.steps):
-            logs = step % config.log_every == config.log_every - 1
+            logs = step % config.log_every == config.log_every - 1 or step == config.steps - 1
             numbers = range(step * config.micro_batches + rank, (step + 1) * config.micro_batches, workers)
             batches = [mixture[number].to(device) for number in numbers]
             with learners.watch.watching(logs):

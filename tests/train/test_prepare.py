@@ -332,7 +332,7 @@ def test_settings_that_cannot_be_are_refused(command, capsys, tmp_path, setting,
     [
         ("tasks.asr=[nowhere]", "tasks.asr: nowhere is not there"),
         ("ears=nowhere", "nowhere holds no complete speech encoder"),
-        ("start=small", "start is 'small': no folder, and no preset"),
+        ("start=small", "start is 'small', shape {}: unknown preset 'small'"),
         ("tokenizer=nowhere", "no tokenizer.json in nowhere"),
     ],
 )

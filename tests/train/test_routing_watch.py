@@ -26,11 +26,11 @@ class Layers(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.LayerNorm(4)
-        self.routers = nn.ModuleList(FixedRouter(CONFIG, GROUPS) for _ in range(2))
+        self.layers = nn.ModuleList(nn.ModuleDict({"gate": FixedRouter(CONFIG, GROUPS)}) for _ in range(2))
 
     def forward(self, modality, *choices):
-        for router, chosen in zip(self.routers, choices):
-            router(torch.tensor(chosen), torch.tensor(modality))
+        for layer, chosen in zip(self.layers, choices):
+            layer["gate"](torch.tensor(chosen), torch.tensor(modality))
 
 
 EVEN = [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -119,9 +119,8 @@ def test_every_moe_layer_of_a_model_is_watched_and_nothing_leaks(make_model):
     with torch.no_grad(), watch.watching(True):
         model(input_ids=ids)
     figures = watch.figures()
-    assert set(figures) == {f"{name}/layer_{n}" for name in ("balance", "leakage") for n in range(2)}
-    assert [figures[f"leakage/layer_{n}"] for n in range(2)] == [0.0, 0.0]
-    assert all(figures[f"balance/layer_{n}"] >= 1 for n in range(2))
-    for number, router in enumerate(watch.routers):
-        counts = watch.counts[number]
-        assert counts.sum(1).tolist() == [4 * router.top_k, 4 * router.top_k]
+    assert set(figures) == {f"{name}/layer_{n}" for name in ("balance", "leakage") for n in (1, 2)}
+    assert [figures[f"leakage/layer_{n}"] for n in (1, 2)] == [0.0, 0.0]
+    assert all(figures[f"balance/layer_{n}"] >= 1 for n in (1, 2))
+    for layer in (1, 2):
+        assert watch.counts[layer].sum(1).tolist() == [4 * CONFIG.num_experts_per_tok] * 2

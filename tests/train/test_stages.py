@@ -55,7 +55,7 @@ def test_a_stage_learns_and_says_how(lessons, tmp_path, capsys):
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     checks = [line["check_loss_words/asr"] for line in log if "check_loss_words/asr" in line]
     assert len(checks) == 1 + 24 // 4
-    assert checks[-1] < checks[0] - 0.5
+    assert checks[-1] < checks[0] - 0.2
     shares = [line for line in log if "share/asr" in line]
     mean = {task: sum(line.get(f"share/{task}", 0) for line in shares) / len(shares) for task in ("asr", "tts", "text")}
     assert mean == pytest.approx({"asr": 0.4, "tts": 0.4, "text": 0.2}, abs=0.05)
@@ -81,15 +81,18 @@ def test_two_processes_learn_what_one_does(lessons, tmp_path):
     assert not same(one, start, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("task", "idle"), [("text", range(4, 8)), ("asr", ())])
-def test_idle_experts_have_zero_not_missing_gradients(lessons, task, idle):
+@pytest.mark.parametrize("task", ["text", "asr"])
+def test_idle_experts_have_zero_not_missing_gradients(lessons, task):
     model = starting_model("tiny", {}, 0).train()
-    batch = mixture(lessons, {task: 1.0})[0]
-    losses, balance = stages.losses_of(model, batch)
+    batch, watch = mixture(lessons, {task: 1.0})[0], RoutingWatch(model)
+    with watch.watching(True):
+        losses, balance = stages.losses_of(model, batch)
     (losses.sum() + balance).backward()
-    for layer in (1, 2):
-        grad = model.model.layers[layer].mlp.experts.gate_up_proj.grad
-        assert [bool(grad[expert].any()) for expert in range(8)] == [expert not in idle for expert in range(8)]
+    first, last = (model.model.layers[layer].mlp.experts.gate_up_proj.grad for layer in (1, 2))
+    used = watch.counts[1].sum(0) > 0
+    assert [bool(first[expert].any()) for expert in range(8)] == used.tolist()
+    assert used[4:].any() == (task == "asr")
+    assert not last[4:].any()  # what is said here is words, and nothing comes after the last layer but them
 
 
 def mixture(lessons, shares):
@@ -144,7 +147,7 @@ def killed_until_done(forks, command, patience):
     while True:
         process = forks.Process(target=cli.main, args=(command,))
         process.start()
-        process.join(timeout=patience * (0.3 + rng.random() + 0.3 * kills))
+        process.join(timeout=patience * (0.1 + 0.3 * rng.random() + 0.3 * kills))
         if process.exitcode is not None:
             assert process.exitcode == 0
             return kills

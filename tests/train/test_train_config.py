@@ -88,6 +88,8 @@ def test_overrides_win_over_the_file_and_leave_the_rest(load):
     expected = replace(load(FULL), encoder=Encoder(1e-4, 100, (9,), "layer"), mix={"world": 1.0, "words": 0.1})
     assert changed == replace(expected, start=None, name="7")
     assert load("", "mix.words=0.5").mix == {"words": 0.5, "world": 0.75}
+    assert load("", "mix={words: 0.5}").mix == {"words": 0.5}
+    assert load("", "mix.words=0.5", "mix={world: 2}").mix == {"world": 2.0}
     assert load("encoder:", "encoder.steps=2").encoder.steps == 2
     assert load_config(Source, None, ["folder=x"]) == Source(Path("x"))
 

@@ -136,6 +136,7 @@ class LessonMixture(torch.utils.data.Dataset):
             rows = np.random.default_rng(self.seed).integers(len(lessons), size=SAMPLE)
             found += [lessons[int(row)].features.astype(np.float32).ravel() for row in rows]
         values = np.concatenate(found)
+        values = values[np.isfinite(values)]  # a broken lesson shall be named where it does harm
         return float(values.std()) if len(values) else 0.0
 
 
