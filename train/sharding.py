@@ -83,6 +83,14 @@ def shard(
     return model
 
 
+def reshard(model: nn.Module) -> None:
+    """After a forward that no backward followed: the unit around the layers stays gathered, under other parameters than
+    the optimizer has, until each process keeps its own part alone again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """After a step: whole, on the CPU, of process 0, the weights that learn and the optimizer's state.
 

@@ -31,7 +31,7 @@ from train.data.lesson_mixture import Batch, Forms, LessonMixture
 from train.data.made_up import write_made_up
 from train.progress import Progress, plot_losses
 from train.routing_watch import RoutingWatch
-from train.sharding import gather_state, make_mesh, processes, shard, spread_state
+from train.sharding import gather_state, make_mesh, processes, reshard, shard, spread_state
 from train.stage_config import TASKS, Config, learning_rate
 from train.start import shape_of, starting_model
 from train.trainable import learned, make_trainable, trained_parameters
@@ -109,7 +109,7 @@ def _work(rank: int, workers: int, device: torch.device, config: Config, out: Pa
                 bar.log(step, **figures)
             else:
                 bar.update(step)
-            stop = agreed(late(), workers)
+            stop = agreed(late(), workers, device)
             ending = stop or done == config.steps
             if (done % config.check_every == 0 or ending) and (figures := checks.figures(learners.model, device)):
                 bar.log(step, **figures)
@@ -260,22 +260,25 @@ class _Checks:
     """Losses on lessons that are never learned from, the same ones every time."""
 
     def __init__(self, config: Config, shape: MostConfig, rank: int, workers: int) -> None:
-        self.table, self.workers = shape.tokens, workers
+        self.table, self.rank, self.workers = shape.tokens, rank, workers
         tasks = [task for task in TASKS if config.check is not None and (config.check / task).is_dir()]
-        each = [
-            (_mixture(config, shape, config.check, {task: 1.0}, as_it_is=True), i)
-            for task in tasks
-            for i in range(config.check_batches)
-        ]
-        self.mine = each[rank::workers]
+        mixtures = [_mixture(config, shape, config.check, {task: 1.0}, as_it_is=True) for task in tasks]
+        self.all = [(mixture, number) for mixture in mixtures for number in range(config.check_batches)]
 
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Each process computes as many batches as the others, for sharded weights are gathered by all of them: what
+        is over is computed for nothing."""
         model.eval()
         tally = Tally(self.table)
         with torch.no_grad():
-            for mixture, number in self.mine:
+            for first in range(0, len(self.all), self.workers):
+                place = first + self.rank
+                mixture, number = self.all[place % len(self.all)]
                 batch = mixture[number].to(device)
-                tally.add(batch, losses_of(model, batch)[0])
+                losses, _ = losses_of(model, batch)
+                if place < len(self.all):
+                    tally.add(batch, losses)
+        reshard(model)
         model.train()
         figures = tally.figures(self.workers, device)
         return {f"check_{name}": value for name, value in figures.items() if name.startswith("loss")}

@@ -126,12 +126,12 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter], totals: torch.Tensor
     return flat[: len(totals)]
 
 
-def agreed(stop: bool, workers: int) -> bool:
-    """Whether any worker wants to stop: they must all stop at the same step."""
+def agreed(stop: bool, workers: int, device: torch.device | str = "cpu") -> bool:
+    """Whether any worker wants to stop: they must all stop at the same step. `device`: where they exchange tensors."""
     if workers == 1:
         return stop
     import torch
 
-    wish = torch.tensor([float(stop)])
+    wish = torch.tensor([float(stop)], device=device)
     torch.distributed.all_reduce(wish, op=torch.distributed.ReduceOp.MAX)
     return bool(wish.item())

@@ -3,6 +3,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -131,6 +133,40 @@ def test_stopped_by_the_clock_it_continues_to_the_same_end(lessons, tmp_path, mo
     assert not (tmp_path / "parts" / "model").exists()
     assert stage(lessons, tmp_path / "parts", *settings) == 0
     assert same(weights(tmp_path / "whole")["weights"], weights(tmp_path / "parts")["weights"])
+
+
+def test_two_processes_continue_to_the_same_end(lessons, tmp_path):
+    settings, two = ["steps=4", "micro_batches=3", f"check={lessons}"], ["--threads", "2", "--device", "cpu"]
+    assert stage(lessons, tmp_path / "whole", *settings, options=two) == 0
+    assert stage(lessons, tmp_path / "parts", *settings, options=[*two, "--minutes", "0.0001"]) == 1
+    assert weights(tmp_path / "parts")["step"] == 1
+    assert stage(lessons, tmp_path / "parts", *settings, options=two) == 0
+    assert same(weights(tmp_path / "whole")["weights"], weights(tmp_path / "parts")["weights"])
+
+
+def test_sharded_by_a_launcher_they_learn_the_same(lessons, tmp_path):
+    """As `torchrun -m train stage1` does it, stopped and continued: weights spread over two processes."""
+    settings = ["steps=4", f"check={lessons}", "checkpoint_every=2"]
+    assert stage(lessons, tmp_path / "one", *settings) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
+    out = [
+        "stage1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "two"),
+        "--set",
+        f"lessons={lessons}",
+        *SMALL,
+        *settings,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.run([*launcher, *out, "--minutes", "0.0001"], env=environment, timeout=180, check=False)
+    assert stopped.returncode != 0
+    assert weights(tmp_path / "two")["step"] == 1
+    subprocess.run([*launcher, *out], env=environment, timeout=180, check=True)
+    one, two = (weights(tmp_path / name)["weights"] for name in ("one", "two"))
+    assert same(one, two, atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
