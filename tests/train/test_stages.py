@@ -2,7 +2,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -177,19 +176,23 @@ def forks():
     return context
 
 
-def killed_until_done(forks, command, patience):
-    """Kill a command again and again, a little later each time, until it comes to its end; how often it was killed."""
+def killed_until_done(forks, command, out):
+    """Kill a command at a random moment soon after its second, fifth and eighth step, then let it end."""
     kills, rng = 0, random.Random(0)
-    while True:
+    for step in (2, 5, 8):
         process = forks.Process(target=cli.main, args=(command,))
         process.start()
-        process.join(timeout=patience * (0.1 + 0.3 * rng.random() + 0.3 * kills))
-        if process.exitcode is not None:
-            assert process.exitcode == 0
-            return kills
-        os.kill(process.pid, signal.SIGKILL)
+        while process.is_alive() and not any((out / "checkpoints").glob(f"step-*{step}")):
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.03)
+        kills += process.is_alive()
+        process.kill()
         process.join()
-        kills += 1
+    process = forks.Process(target=cli.main, args=(command,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return kills
 
 
 @pytest.mark.parametrize("which", ["stage1", "stage2"])
@@ -199,12 +202,10 @@ def test_killed_anywhere_it_ends_bit_identical(lessons, tmp_path, forks, which):
         assert stage(lessons, tmp_path / "before", "steps=2") == 0
         settings += [f"start={tmp_path / 'before' / 'model'}"]
         settings += ["mixture={speech_instructions: 0.4, text_instructions: 0.4, asr: 0.1, tts: 0.1}"]
-    begun = time.monotonic()
     assert stage(lessons, tmp_path / "whole", *settings, stage=which) == 0
-    patience = time.monotonic() - begun
     command = [which, "--out", str(tmp_path / "killed"), "--set", f"lessons={lessons}", *SMALL, *settings, *ONE]
     command = [setting for setting in command if setting != "start=tiny" or which == "stage1"]
-    kills = killed_until_done(forks, command, patience)
+    kills = killed_until_done(forks, command, tmp_path / "killed")
     assert kills > 0
     assert same(weights(tmp_path / "whole")["weights"], weights(tmp_path / "killed")["weights"])
     models = [load_decoder(tmp_path / name / "model", device="cpu").state_dict() for name in ("whole", "killed")]
