@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MethodType
@@ -95,8 +95,9 @@ def _started(
         context.Process(target=work, args=(theirs, rank, count, port, config, folder), daemon=True)
         for rank, (_, theirs) in enumerate(pipes)
     ]
-    for process in started:
+    for process, (_, theirs) in zip(started, pipes):
         process.start()
+        theirs.close()  # or a child that ends early would never be missed
 
     def step() -> list[tuple[int, dict[str, float]]]:
         for mine, _ in pipes:
@@ -107,8 +108,10 @@ def _started(
         yield step
     finally:
         for (mine, _), process in zip(pipes, started):
-            mine.send(False)
-            process.join()
+            with suppress(OSError):
+                mine.send(False)
+            process.join(timeout=10)
+            process.terminate()
 
 
 def _our_process(pipe: Connection, rank: int, workers: int, port: int, config: Config, folder: Path) -> None:
@@ -171,13 +174,14 @@ def _plain_step(config: Config, mixture: LessonMixture) -> Callable[[], int]:
     model = _plain_model(shape_of(config.start, config.shape)).train()
     optimizer, rng = make_optimizer(config, model), np.random.default_rng(0)
     everything = list(mixture.lessons.values())
+    shares = [config.mixture[task] for task in mixture.lessons]
     mean = np.mean([lessons.lengths.mean() for lessons in everything])
     rows = max(1, round(config.micro_batch_tokens / mean))
 
     def step() -> int:
         total = 0
         for _ in range(config.micro_batches):
-            drawn = [everything[rng.choice(len(everything), p=list(config.mixture.values()))] for _ in range(rows)]
+            drawn = [everything[rng.choice(len(everything), p=shares)] for _ in range(rows)]
             lessons = [each[int(rng.integers(len(each)))] for each in drawn]
             taken = [put_together(lesson, Form(), mixture.table) for lesson in lessons]
             batch = padded("mixed", taken, [lesson.id for lesson in lessons], mixture.pad)

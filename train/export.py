@@ -43,9 +43,12 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     if options.dry_run:
         print(text)
         return 0
+    if options.fresh and out.is_dir() and not (out / "config.json").is_file():
+        raise ValueError(f"{out} is no model: --fresh replaces an earlier export only")
+    made = out.with_name(f"{out.name}.new") if options.fresh else out
     if options.fresh:
-        shutil.rmtree(out, ignore_errors=True)
-    with written_whole(out) as partial:
+        shutil.rmtree(made, ignore_errors=True)
+    with written_whole(made) as partial:
         shutil.copytree(config.model, partial)
         for name in SPEECH_PARTS:
             part = config.ears / name
@@ -57,6 +60,9 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
             shutil.copytree(config.mouth / "vocoder", partial / "vocoder")
         (partial / "README.md").write_text(text, encoding="utf-8")
         most_core.load(partial, device="cpu")  # refuses parts that do not belong together
+    if options.fresh:
+        shutil.rmtree(out, ignore_errors=True)
+        made.rename(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     print(f"{out}: {size:.1f} MB; talk to it with `python app.py --model {out}`")
     return 0
@@ -100,7 +106,8 @@ def card(config: Config) -> str:
     lines += [
         "## Figures",
         "",
-        "Measure them with `python -m train evaluate`, which writes `figures.json` beside this file.",
+        "`python -m train evaluate ears --model FOLDER --out FOLDER/figures.json` measures the ears, `evaluate mouth` "
+        "the mouth.",
         "",
     ]
     return "\n".join(lines)
@@ -110,7 +117,10 @@ def _origins(folders: list[Path], feature_size: int) -> list[tuple[str, str, str
     """(task, source, licence, lessons) of all lessons, most first within a task."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for folder in folders:
-        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        manifests = sorted(folder.glob(f"*/{MANIFEST}"))
+        if not manifests:
+            raise FileNotFoundError(f"lessons: {folder} holds none: give what `prepare` left")
+        for manifest in manifests:
             lessons = Lessons(manifest.parent, feature_size)
             counts.update(zip(*(lessons.column(name) for name in ("task", "source", "licence"))))
     return [(*key, count) for key, count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1]))]

@@ -66,9 +66,9 @@ class Config:
             raise ValueError(f"tasks.{empty[0]} is empty: give it a folder, or leave it out")
         if not self.tasks:
             raise ValueError(f"tasks is empty: give folders for some of {', '.join(TASKS)}")
-        for name in ("longest", "lessons_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name, least in (("longest", 2), ("lessons_per_shard", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more")
 
 
 def run(config: Config, out: Path, options: RunOptions) -> int:

@@ -7,6 +7,8 @@ summed over its tokens, divided by the number of tokens of all micro-batches of 
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,13 +28,18 @@ from most_core.model import MostDecoderLayer
 from train.stage_config import Config
 from train.trainable import trained_parameters
 
+PATIENCE = timedelta(hours=12)  # with one process that writes, or reads, a checkpoint of hundreds of GB alone
+
 
 def processes(device: str = "auto") -> PartialState:
     """This process among those that were launched together, connected by nccl on GPUs and by gloo on CPUs.
 
     A process started without a launcher is alone: `num_processes` is 1.
     """
-    return PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
+    if state.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise ValueError(f"the launcher started {os.environ['WORLD_SIZE']} processes, which do not find each other")
+    return state
 
 
 def make_mesh(state: PartialState, config: Config) -> DeviceMesh | None:

@@ -68,9 +68,21 @@ class Config:
         if min(self.mixture.values(), default=0) < 0 or not math.isclose(sum(self.mixture.values()), 1, abs_tol=1e-6):
             total = sum(self.mixture.values())
             raise ValueError(f"mixture is {self.mixture}, in all {total:g}; expected shares that sum to 1")
-        for name in ("steps", "micro_batches", "micro_batch_tokens", "log_every", "check_every", "checkpoint_every"):
+        for name in (
+            "gpus",
+            "check_batches",
+            "steps",
+            "micro_batches",
+            "micro_batch_tokens",
+            "log_every",
+            "check_every",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("learning_rate", "clip", "tokens_per_s", "gpu_gb"):
+            if getattr(self, name) < 0 or (getattr(self, name) == 0 and name != "learning_rate"):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
 
 
 def learning_rate(config: Config, step: int) -> float:

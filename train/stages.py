@@ -29,6 +29,8 @@ from train.checkpoints import resume, save_checkpoint
 from train.config import RunOptions, claim, config_hash, deadline
 from train.data.lesson_mixture import Batch, Forms, LessonMixture
 from train.data.made_up import write_made_up
+from train.data.shards import MANIFEST
+from train.files import sha256_of
 from train.progress import Progress, plot_losses
 from train.routing_watch import RoutingWatch
 from train.sharding import gather_state, make_mesh, processes, reshard, shard, spread_state
@@ -45,8 +47,10 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
     if options.dry_run:
         return _dry_run(config)
     _mixture(config, shape_of(config.start, config.shape), config.lessons, config.mixture, as_it_is=True, verify=True)
+    if config.check is not None and not any((config.check / task / MANIFEST).is_file() for task in TASKS):
+        raise FileNotFoundError(f"check: {config.check} holds no lessons: prepare some, or say check=null")
     if "WORLD_SIZE" not in os.environ:
-        claim(out, config, fresh=options.fresh, made=("model",))
+        claim(out, config, fresh=options.fresh, made=("model",), inputs=_inputs(config))
         run_workers(_work, config.micro_batches, config, out, options)
         return 0 if (out / "model").is_dir() else 1
     state = processes(options.device)  # accelerate or torchrun started one process a GPU
@@ -55,11 +59,18 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
             f"micro_batches is {config.micro_batches}, but there are {state.num_processes} processes: give a multiple"
         )
     if state.is_main_process:
-        claim(out, config, fresh=options.fresh, made=("model", "checkpoints"))
+        claim(out, config, fresh=options.fresh, made=("model", "checkpoints"), inputs=_inputs(config))
     state.wait_for_everyone()
     _work(state.process_index, state.num_processes, state.device, config, out, options)
     state.wait_for_everyone()
     return 0 if (out / "model").is_dir() else 1
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Digests of the weights to start from and of the lessons: others at the same place must not be gone on with."""
+    parts = sorted(Path(config.start).glob("model*.safetensors")) if Path(config.start).is_dir() else []
+    parts += [config.lessons / task / MANIFEST for task, share in config.mixture.items() if share > 0]
+    return {str(path): sha256_of(path)[:16] for path in parts}
 
 
 def _mixture(
@@ -299,7 +310,8 @@ def save_model(config: Config, out: Path) -> None:
     state = resume(out / "checkpoints", config_hash(config))
     start = starting_model(config.start, config.shape, config.seed)
     model, folder = learned(start, config, state["weights"]), out / "model"
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in [folder, *out.glob(f".{folder.name}.*.partial")]:  # and what a kill in this very place left behind
+        shutil.rmtree(old, ignore_errors=True)
     with written_whole(folder) as partial:
         model.save_pretrained(partial)
         load_tokenizer(config.lessons / "tokenizer").save_pretrained(partial)

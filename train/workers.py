@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -89,7 +90,8 @@ def _work(rank: int, workers: int, port: int, work: Callable[..., None], args: t
         return
     end_with_parent()
     address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
+    patience = timedelta(days=7)  # with workers whose share takes longer; none outlives its parent
+    torch.distributed.init_process_group("gloo", timeout=patience, init_method=address, rank=rank, world_size=workers)
     work(rank, workers, *args)
     torch.distributed.destroy_process_group()
 

@@ -77,6 +77,15 @@ def test_what_is_there_is_replaced_only_when_asked(parts, tmp_path, capsys):
     assert "# Two" in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_what_does_not_fit_replaces_nothing(parts, tmp_path, capsys):
+    assert export(parts, tmp_path / "model", "title=One") == 0
+    untrained_encoder(SHAPE.speech_feature_size + 8, SHAPE.tokens.num_units).save(tmp_path / "ears")
+    assert export(parts, tmp_path / "model", f"ears={tmp_path}/ears", options=["--fresh"]) == 2
+    assert "# One" in (tmp_path / "model" / "README.md").read_text()
+    assert export(parts, tmp_path, options=["--fresh"]) == 2
+    assert "is no model: --fresh replaces an earlier export only" in capsys.readouterr().err
+
+
 def test_a_dry_run_shows_the_card_alone(parts, tmp_path, capsys):
     assert export(parts, tmp_path / "model", options=["--dry-run"]) == 0
     assert "## Figures" in capsys.readouterr().out

@@ -318,7 +318,7 @@ def test_a_dry_run_passes_over_places_that_are_empty(command, material, tmp_path
         ("tasks.songs=[here]", "tasks.songs is no setting; there are asr, tts, text, "),
         ("tasks.asr=[]", "tasks.asr is empty: give it a folder, or leave it out"),
         ("tasks={}", "tasks is empty: give folders for some of asr, tts"),
-        ("longest=0", "longest is 0; expected 1 or more"),
+        ("longest=0", "longest is 0; expected 2 or more"),
         ("lessons_per_shard=0", "lessons_per_shard is 0; expected 1 or more"),
     ],
 )

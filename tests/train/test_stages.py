@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -294,6 +295,10 @@ def test_a_stage_starts_from_the_weights_alone(lessons, tmp_path):
         (["lessons=nowhere"], "nowhere holds no lessons for asr: prepare some, or give it no share"),
         (["micro_batch_tokens=8"], "holds no lesson of at most 8 tokens"),
         (["start=enormous"], "start is 'enormous'"),
+        (["check=nowhere"], "check: nowhere holds no lessons"),
+        (["clip=0"], "clip is 0.0; expected more than 0"),
+        (["noise.mask_frames=0"], "mask_frames of 1 or more"),
+        (["forms.silent=5"], "silent is 5.0; expected a share, 0..1"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(lessons, tmp_path, capsys, settings, message):
@@ -310,6 +315,17 @@ def test_other_settings_are_refused_with_the_difference(lessons, tmp_path, capsy
     assert "was begun with steps 2, not 3" in capsys.readouterr().err
     assert stage(lessons, tmp_path / "run", "steps=3", options=[*ONE, "--fresh"]) == 0
     assert weights(tmp_path / "run")["step"] == 3
+
+
+def test_other_weights_to_start_from_are_refused(lessons, tmp_path, capsys):
+    for out, seed in (("one", 0), ("other", 1)):
+        assert stage(lessons, tmp_path / out, "steps=1", f"seed={seed}") == 0
+    start = ["stage2", "--out", str(tmp_path / "two"), "--set", f"lessons={lessons}", *SMALL[1:]]
+    start += [f"start={tmp_path / 'one' / 'model'}", "steps=1", *ONE]
+    assert cli.main(start) == 0
+    shutil.copyfile(tmp_path / "other/model/model.safetensors", tmp_path / "one/model/model.safetensors")
+    assert cli.main(start) == 2
+    assert "was begun with inputs." in capsys.readouterr().err
 
 
 def test_a_damaged_shard_is_refused(lessons, tmp_path, capsys):

@@ -42,11 +42,17 @@ class LessonMaker:
         return Synthesizer()
 
     def lessons(self, task: str, source: Source, index: int) -> Iterator[Lesson]:
-        """What item `index` of a source teaches: one lesson, several of a long text, none of what is too long or has a
-        turn with nothing in it."""
+        """What item `index` of a source teaches: one lesson, several of a long text; none of what is too long, has a
+        turn with nothing in it, begins with the assistant, or asks by sound what is to be asked in words."""
         item = source.item(index)
         if task == "text":
             yield from self._of_text(item)
+            return
+        asked = [turn for turn in item.turns if turn.role != "system"]
+        mute = any(
+            _has_sound(each) and not each.text for turn in asked if turn.role == "user" for each in turn.stretches
+        )
+        if not asked or asked[0].role != "user" or (task == "text_instructions" and mute):
             return
         messages, clips = self._messages(task, item)
         if messages[-1]["role"] != "assistant" or (task == "speech_instructions" and "user" not in dict(clips)):
@@ -89,7 +95,7 @@ class LessonMaker:
         text, tokenizer = "\n".join(turn.text for turn in item.turns), self.processor.tokenizer
         ids = [tokenizer.bos_token_id, *self.processor.text_ids(text), tokenizer.eos_token_id]
         nothing = np.zeros(0, np.int32)
-        for start in range(0, len(ids) - 1, self.longest):
+        for start in range(0, len(ids) - 1, self.longest - 1):  # a piece begins with what the last one ended with
             piece = np.array(ids[start : start + self.longest], np.int32)
             whole = np.array([[1, len(piece)]], np.int32)
             about = (f"{item.id}/{start}", "text", item.source, item.licence, item.split)
@@ -132,10 +138,10 @@ class LessonMaker:
         return features, encoded.units.astype(np.int32)
 
     def spoken_by(self, voice: Voice, sentence: str) -> np.ndarray:
-        """The units of a sentence as a voice says it; none where it cannot."""
+        """The units of a sentence as a voice says it; none where it cannot, as of digits and other signs."""
         try:
             wave = self.synthesizer.speak(sentence, voice)
-        except SynthesisError:
+        except (SynthesisError, ValueError):
             return np.zeros(0, np.int32)
         return self.encoder.units(wave).astype(np.int32)
 

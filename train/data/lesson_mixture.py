@@ -32,6 +32,11 @@ class Forms:
     silent: float = 0.1
     direct: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, share in vars(self).items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; expected a share, 0..1")
+
 
 @dataclass(frozen=True)
 class FeatureNoise:
@@ -41,6 +46,12 @@ class FeatureNoise:
     deviation: float = 0.2
     masks: float = 0.8
     mask_frames: int = 8
+
+    def __post_init__(self) -> None:
+        if self.deviation < 0 or self.masks < 0 or self.mask_frames < 1:
+            raise ValueError(
+                f"noise is {vars(self)}; expected deviation and masks of 0 or more, mask_frames of 1 or more"
+            )
 
 
 class Batch(NamedTuple):

@@ -103,7 +103,7 @@ class Lessons:
 
     def __init__(self, folder: Path, feature_size: int, verify: bool = False) -> None:
         self.feature_size = feature_size
-        infos, self.generator = read_manifest(folder)
+        infos, _ = read_manifest(folder)
         self._shards = []
         for info in infos:
             check_shard(folder / info.name, info, verify)
@@ -173,13 +173,15 @@ def put_together(lesson: Lesson, form: Form, table: TokenTable) -> Sequence:
         for start, stop in lesson.replies:
             for end in np.flatnonzero(ids[start:stop] == table.heard_end):
                 kept[start : start + end + 1] = False
+    words = int((said & kept & (ids < table.first_unit)).sum()) - len(lesson.replies)  # but what ends each reply
+    silent = form.silent and words > 0  # a reply of units alone would be nothing
     as_units = form.units_in or not len(lesson.features)
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
     done, first_unit = 0, 0
     for mark, count in zip(np.flatnonzero((ids == table.wave_start) | (ids == table.audio_start)), lesson.clips):
         units, first_unit = lesson.units[first_unit : first_unit + count], first_unit + count
         spoken = ids[mark] == table.audio_start
-        if spoken and form.silent:
+        if spoken and silent:
             kept[mark : mark + 2] = False
             continue
         ids_of_clip = table.first_unit + units if spoken or as_units else np.full(count, table.frame)

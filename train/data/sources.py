@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,11 @@ def open_sources(tasks: Mapping[str, Sequence[Path]]) -> dict[str, list[Source]]
 def _open(task: str, path: Path) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"tasks.{task}: {path} is not there: give a folder of shards or a file")
-    if path.is_file():
-        return _documents(path) if task == "text" else _dialogue_file(task, path)
-    if is_conversations(path):
-        return _conversations(task, path)
+    if path.is_file() and task == "text":
+        return _documents(path)
+    if path.is_file() or is_conversations(path):
+        source = _dialogue_file(task, path) if path.is_file() else _conversations(task, path)
+        return replace(source, unsaid=tuple) if task in SINGLE else source  # whose answers nobody speaks
     if task not in SINGLE:
         raise ValueError(f"tasks.{task}: {path} holds single utterances; give conversations (`dialogues`, or JSON)")
     speech = ShardedSpeech(path)
@@ -115,6 +116,8 @@ def _refuse_single(task: str, path: Path) -> None:
 
 def _documents(path: Path) -> Source:
     """The texts of a .txt (a line each) or .jsonl file."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"tasks.text: {path} is no .txt or .jsonl file: give a document a line, or lines of JSON")
     texts = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):

@@ -301,12 +301,25 @@ def test_long_texts_are_cut_and_nothing_is_lost(maker, longest):
         maker.processor.tokenizer.eos_token_id,
     ]
     pieces = lessons_of(maker, "text", assistant(Stretch(text)))
-    together = np.concatenate([piece.ids for piece in pieces]).tolist()
-    assert together in (ids, ids[:-1])  # an end alone teaches nothing
+    said = np.concatenate([piece.ids[1:] for piece in pieces]).tolist()
+    assert said == ids[1:]
+    assert [piece.ids[0] for piece in pieces[1:]] == [piece.ids[-1] for piece in pieces[:-1]]
     assert [len(piece.ids) for piece in pieces[:-1]] == [longest] * (len(pieces) - 1)
     assert 2 <= len(pieces[-1].ids) <= longest
     assert [piece.replies.tolist() for piece in pieces] == [[[1, len(piece.ids)]] for piece in pieces]
     assert len({piece.id for piece in pieces}) == len(pieces)
+
+
+def test_what_begins_with_the_assistant_or_asks_by_sound_alone_is_left_out(maker):
+    sound = Stretch("", units=np.array([1, 2], np.int32))
+    answer = assistant(Stretch("One."))
+    assert lessons_of(maker, "text_instructions", answer, user(Stretch("hi")), answer) == []
+    assert lessons_of(maker, "text_instructions", user(Stretch("What is said?"), sound), answer) == []
+    assert len(lessons_of(maker, "speech_instructions", user(Stretch("What is said?"), sound), answer)) == 1
+
+
+def test_a_sentence_that_no_voice_can_spell_stays_written(maker):
+    assert len(maker.spoken_by(Voice("flite", "slt"), "It costs 3.5 dollars.")) == 0
 
 
 def test_the_turns_of_a_conversation_are_lines_of_a_text(maker):

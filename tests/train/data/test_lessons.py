@@ -80,6 +80,12 @@ def test_a_reply_that_was_cut_teaches_its_units_but_not_to_stop():
     assert taken.ids[taken.targets].tolist() == [30, 31, TABLE.heard_end, 40, AUDIO, *units(7, 8)]
 
 
+def test_a_reply_of_units_alone_is_never_silent():
+    ids = np.array([USER, 30, REPLY, AUDIO, END_AUDIO, EOS], np.int32)
+    alone = lesson(ids=ids, replies=np.array([[3, 6]], np.int32), clips=np.array([2], np.int32), units=np.array([7, 8]))
+    assert put_together(alone, Form(silent=True), TABLE).ids[3:].tolist() == [AUDIO, *units(7, 8), END_AUDIO, EOS]
+
+
 def test_text_alone_is_all_to_be_said():
     plain = lesson(
         ids=np.array([1, 30, 31, EOS], np.int32),

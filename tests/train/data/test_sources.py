@@ -83,7 +83,7 @@ def test_shards_of_conversations(talks, task):
     assert turns(source.item(1))[1] == ("assistant", [("Ask me again.", True)])
     assert (source.item(1).id, source.item(1).split) == ("t/1", "valid")
     assert list(source.texts()) == ["What is pi?", "About three.", "Or so.", "What is pi?", "Ask me again."]
-    assert list(source.unsaid()) == ["About three.", "Or so."]
+    assert list(source.unsaid()) == ([] if task == "text" else ["About three.", "Or so."])
 
 
 @pytest.mark.parametrize("task", ["speech_instructions", "text_instructions"])
