@@ -14,6 +14,7 @@ from train.config import RunOptions
 from train.data.lessons import Lessons
 from train.data.shards import MANIFEST
 
+NAMED = 4  # voices and corpora named in a line of the card
 SPEECH_PARTS = ("speech_encoder", "units.safetensors", "unit_reader.safetensors")
 
 
@@ -114,7 +115,7 @@ def card(config: Config) -> str:
 
 
 def _origins(folders: list[Path], feature_size: int) -> list[tuple[str, str, str, int]]:
-    """(task, source, licence, lessons) of all lessons, most first within a task."""
+    """(task, where from, licence, lessons) of all lessons."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for folder in folders:
         manifests = sorted(folder.glob(f"*/{MANIFEST}"))
@@ -122,5 +123,11 @@ def _origins(folders: list[Path], feature_size: int) -> list[tuple[str, str, str
             raise FileNotFoundError(f"lessons: {folder} holds none: give what `prepare` left")
         for manifest in manifests:
             lessons = Lessons(manifest.parent, feature_size)
-            counts.update(zip(*(lessons.column(name) for name in ("task", "source", "licence"))))
-    return [(*key, count) for key, count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1]))]
+            counts.update(zip(*(lessons.column(name) for name in ("task", "licence", "source"))))
+    rows = []
+    for task, licence in sorted({(task, licence) for task, licence, _ in counts}):
+        mine = sorted(((n, source) for (*key, source), n in counts.items() if key == [task, licence]), reverse=True)
+        named = "; ".join(source for _, source in mine[:NAMED])
+        more = f" and {len(mine) - NAMED} more" if len(mine) > NAMED else ""
+        rows.append((task, named + more, licence, sum(n for n, _ in mine)))
+    return rows
