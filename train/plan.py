@@ -62,10 +62,9 @@ class Plan:
         lines += [f"  {line.name:24s} {line.gb:7.1f} GB   {line.why}" for line in self.memory]
         verdict = "fits" if self.fits else "does not fit"
         lines.append(f"  {'in all':24s} {self.total_gb:7.1f} GB   {verdict} into {config.gpu_gb:g} GB")
+        hours = f"{self.hours:,.0f}" if self.hours >= 10 else f"{self.hours:.1f}"
         speed = f"at {config.tokens_per_s:,.0f} tokens a second and GPU"
-        lines.append(
-            f"{self.tokens / 1e9:,.2f} billion tokens in {config.steps:,} steps: {self.hours:,.0f} hours {speed}"
-        )
+        lines.append(f"{self.tokens / 1e9:,.2f} billion tokens in {config.steps:,} steps: {hours} hours {speed}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
