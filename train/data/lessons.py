@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from most_core.config import TokenTable
-from train.data.shards import ShardInfo, check_shard, read_manifest
+from train.data.shards import ShardInfo, check_shard, mapped, read_manifest
 from train.files import sha256_of, whole_file
 
 SCHEMA = pa.schema(
@@ -130,14 +130,7 @@ class _Shard:
     """A mapped Arrow file."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-                self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-                schema = reader.schema
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is no whole shard ({error}): delete it and make it again") from error
-        if schema != SCHEMA:
-            raise ValueError(f"{path} has columns {', '.join(schema.names)}, not those of lessons: make it again")
+        self.batches = mapped(path, SCHEMA, "lessons")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)]).tolist()
         self.rows = self._starts[-1]
 

@@ -146,14 +146,7 @@ class Shard:
     """A mapped Arrow file."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-                self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-                schema = reader.schema
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is no whole shard ({error}): delete it and make it again") from error
-        if schema != SCHEMA:
-            raise ValueError(f"{path} has columns {', '.join(schema.names)}, not those of a shard: make it again")
+        self._batches = mapped(path, SCHEMA, "a shard")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
         self.rows = self._starts[-1]
         self._sounds = [_sounds(batch.column("audio")) for batch in self._batches]
@@ -175,6 +168,19 @@ class Shard:
     def _find(self, row: int) -> tuple[int, int]:
         batch = bisect.bisect_right(self._starts, row) - 1
         return batch, row - self._starts[batch]
+
+
+def mapped(path: Path, schema: pa.Schema, kind: str) -> list[pa.RecordBatch]:
+    """The batches of an Arrow file, mapped into memory; ValueError if it is no whole one, or not `kind`."""
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            found = reader.schema
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no whole shard ({error}): delete it and make it again") from error
+    if found != schema:
+        raise ValueError(f"{path} has columns {', '.join(found.names)}, not those of {kind}: make it again")
+    return batches
 
 
 def _sounds(audio: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
