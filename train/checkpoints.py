@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import re
 import shutil
 import time
@@ -16,7 +15,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from train.files import flush, flush_folder, sha256_of
@@ -101,27 +99,6 @@ def resume(folder: Path, config_hash: str, *, fresh: bool = False) -> dict[str, 
             shutil.rmtree(path)
     latest = latest_checkpoint(folder)
     return None if latest is None else load_checkpoint(latest, config_hash)
-
-
-def rng_state(generator: np.random.Generator | None = None) -> dict[str, Any]:
-    """Every random state of this process (Python, torch, CUDA) and NumPy's `generator`, fit for a checkpoint."""
-    return {
-        "python": random.getstate(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        # As text: the state of some generators holds arrays, which torch.load would refuse.
-        "numpy": generator and json.dumps(generator.bit_generator.state, default=lambda item: item.tolist()),
-    }
-
-
-def set_rng_state(state: dict[str, Any], generator: np.random.Generator | None = None) -> None:
-    """Inverse of `rng_state`. CUDA's state is set where there are as many GPUs as there were."""
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if generator is not None:
-        generator.bit_generator.state = json.loads(state["numpy"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:

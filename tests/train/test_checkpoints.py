@@ -17,9 +17,7 @@ from train.checkpoints import (
     latest_checkpoint,
     load_checkpoint,
     resume,
-    rng_state,
     save_checkpoint,
-    set_rng_state,
 )
 
 
@@ -129,25 +127,6 @@ def test_what_could_not_be_loaded_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(ValueError, match=rf"state\['a'\]\[1\] is a {type(value).__name__}: checkpoints hold"):
         save_checkpoint(tmp_path, 1, {"a": [0, value]})
     assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox])
-def test_random_states_continue_where_they_were(tmp_path, kind):
-    def draw():
-        return random.random(), torch.rand(2).tolist(), generator.standard_normal(3).tolist()
-
-    before = rng_state()
-    try:
-        generator = np.random.Generator(kind(3))
-        draw()
-        path = save_checkpoint(tmp_path, 1, {"rng": rng_state(generator)})
-        expected = draw()
-        generator = np.random.Generator(kind(4))
-        assert draw() != expected
-        set_rng_state(load_checkpoint(path)["rng"], generator)
-        assert draw() == expected
-    finally:
-        set_rng_state(before)
 
 
 def killed_at(moment, folder, step):
