@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MethodType
@@ -26,6 +26,7 @@ from train.config import find_config, load_config
 from train.data.lesson_mixture import Batch, LessonMixture, padded
 from train.data.lessons import Form, put_together
 from train.data.made_up import write_made_up
+from train.half_products import half_products
 from train.routing_watch import RoutingWatch
 from train.stages import Config, Learners, Tally, losses_of, make_optimizer, take_step
 from train.start import shape_of, starting_model
@@ -68,9 +69,9 @@ def run(args: argparse.Namespace) -> Report:
     for name in shares[0]:
         report.figures[f"share_{name}"] = statistics.median(each[name] / sum(each.values()) for each in shares[2:])
     report.notes.append(
-        f"{config.start}, {config.precision}, mixture {config.mixture}, made-up lessons as long as nano's; ours: "
-        f"{processes} process(es) of one thread, as `train stage1` has; plain: one of {os.cpu_count()} threads; tokens "
-        "without padding"
+        f"{config.start}, mixture {config.mixture}, made-up lessons as long as nano's; ours: "
+        f"{processes} process(es) of one thread with products in {config.precision}, as `train stage1` has; plain: one "
+        f"process of {os.cpu_count()} threads in float32; tokens without padding"
     )
     return report
 
@@ -152,7 +153,8 @@ def _our_step(
 ) -> Callable[[int], int]:
     """One step of `train stage1`, timed by parts."""
     model = starting_model(config.start, config.shape, config.seed).train()
-    learners = Learners(model, make_optimizer(config, model), RoutingWatch(model), model.config, None)
+    computing = half_products if config.precision == "bfloat16" else nullcontext
+    learners = Learners(model, make_optimizer(config, model), RoutingWatch(model), model.config, None, computing)
     tally = Tally(model.config.tokens)
     model.register_forward_pre_hook(lambda *_: watch.lap("backward"))  # of the micro-batch before
     model.register_forward_hook(lambda *_: watch.lap("forward"))

@@ -24,6 +24,8 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Exper
 
 from most_core.config import MostConfig
 
+ROWS_MULTIPLE = 64  # of the tokens that an expert gets, in a training in bfloat16 on CPUs
+
 
 class FusedExperts(DeepseekV2Experts):
     """`gate_up_proj` [E, 2I, H] and `down_proj` [E, H, I]; forward goes to the configured backend."""
@@ -89,11 +91,43 @@ def most_experts_forward(
     # unbind, not indexing: its backward stacks all experts' gradients once (idle ones get zeros).
     gate_up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
 
-    def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
+    def gated(e: int, rows: torch.Tensor) -> torch.Tensor:
         gate, up = F.linear(rows, gate_up[e]).chunk(2, dim=-1)
-        return F.linear(self.act_fn(gate) * up, down[e])
+        return self.act_fn(gate) * up
 
-    return sum_over_experts(hidden_NH, indices_NK, weights_NK, self.num_experts, expert)
+    given = (hidden_NH, indices_NK, weights_NK, self.num_experts)
+    if torch.is_autocast_enabled("cpu"):
+        return _sum_over_padded(*given, lambda e, rows, weights: F.linear(gated(e, rows) * weights, down[e]))
+    return sum_over_experts(*given, lambda e, rows: F.linear(gated(e, rows), down[e]))
+
+
+def _sum_over_padded(
+    hidden_NH: torch.Tensor,
+    indices_NK: torch.Tensor,
+    weights_NK: torch.Tensor,
+    num_experts: int,
+    expert: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """`sum_over_experts` in bfloat16 for a training on CPUs: each expert's rows are filled up with zeros to a multiple.
+
+    oneDNN plans a new product for every number of rows that it has not met, which takes longer than the product;
+    `expert` weights its rows inside, where they are narrow.
+    """
+    dtype, count, k = torch.get_autocast_dtype("cpu"), len(hidden_NH), indices_NK.shape[1]
+    if count == 0:
+        return hidden_NH
+    order, spans = sort_by_expert(indices_NK, num_experts)
+    rows = torch.tensor([stop - start for _, start, stop in spans])
+    padded = (rows + ROWS_MULTIPLE - 1) // ROWS_MULTIPLE * ROWS_MULTIPLE
+    gaps = (padded - rows).cumsum(0) - (padded - rows)  # before each expert's rows
+    places = torch.arange(len(order)) + gaps.repeat_interleave(rows)
+    tokens = torch.full((int(padded.sum()),), count).index_copy_(0, places, order // k)
+    weights = weights_NK.new_zeros(len(tokens), 1).index_copy(0, places, weights_NK.reshape(-1)[order, None])
+    with_zeros = torch.cat([hidden_NH.to(dtype), hidden_NH.new_zeros(1, hidden_NH.shape[1], dtype=dtype)])
+    parts = zip(spans, with_zeros[tokens].split(padded.tolist()), weights.to(dtype).split(padded.tolist()))
+    made = torch.cat([expert(e, part, weight) for (e, _, _), part, weight in parts])
+    back = torch.empty_like(order).index_copy_(0, order, places)
+    return made[back].view(count, k, -1).sum(1).to(hidden_NH.dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register("most", most_experts_forward)

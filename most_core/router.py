@@ -103,7 +103,8 @@ class MostRouter(DeepseekV2TopkRouter):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(logits [N, E] before the mask, weights [N, K], indices [N, K])."""
         hidden_NH = hidden_NH.view(-1, self.hidden_dim)
-        logits = F.linear(hidden_NH.float(), self.weight.float())
+        with torch.autocast(hidden_NH.device.type, enabled=False):  # which would round these products, too
+            logits = F.linear(hidden_NH.float(), self.weight.float())
         weights, indices = choose_experts(logits.softmax(-1), self.allowed(modality_N), self.config)
         return logits, weights, indices
 

@@ -312,26 +312,46 @@ class SpeechEncoder:
         Frames of sound longer than half a minute hear at least two seconds around them, but not all of it.
         """
         samples = torch.from_numpy(check_waveform(wave, SAMPLE_RATE)).to(self.model.device)
-        if self.do_normalize:
-            # as Wav2Vec2FeatureExtractor: population variance
-            samples = (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
+        samples = self._normalized(samples)
         samples = F.pad(samples, (0, max(0, self.first_frame_samples - len(samples))))
         frames = (len(samples) - self.first_frame_samples) // self.samples_per_frame + 1
         window, margin = (int(seconds * self.quantizer.rate_hz) for seconds in (WINDOW_S, MARGIN_S))
         if frames <= window:
-            return self._states(samples)
+            return [state[0] for state in self._states(samples[None])]
         pieces = []
         for start in range(0, frames, window - 2 * margin):
             first, end = max(0, start - margin), min(frames, start + window - margin)
             heard = samples[first * self.samples_per_frame :]
-            states = self._states(heard[: (end - first - 1) * self.samples_per_frame + self.first_frame_samples])
-            pieces.append([state[start - first : start - first + window - 2 * margin] for state in states])
+            states = self._states(heard[None, : (end - first - 1) * self.samples_per_frame + self.first_frame_samples])
+            pieces.append([state[0, start - first : start - first + window - 2 * margin] for state in states])
         return [torch.cat(states) for states in zip(*pieces)]
 
+    @torch.no_grad()
+    def encode_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sounds [B, N] that are equally long, from a frame to half a minute: features [B, T, D], units [B, T].
+
+        Each is heard as if alone, and all of them in one pass.
+        """
+        if not self.first_frame_samples <= rows.shape[1] <= WINDOW_S * SAMPLE_RATE:
+            raise ValueError(
+                f"rows of {rows.shape[1]} samples: give {self.first_frame_samples} to {WINDOW_S * SAMPLE_RATE}"
+            )
+        states = self._states(self._normalized(rows.to(self.model.device)))
+        features = states[self.quantizer.features_layer].float()
+        units = self.quantizer(states[self.quantizer.layer].float().flatten(0, 1)).view(features.shape[:2])
+        return features, units
+
+    def _normalized(self, samples: torch.Tensor) -> torch.Tensor:
+        if not self.do_normalize:
+            return samples
+        # as Wav2Vec2FeatureExtractor: population variance
+        spread = torch.sqrt(samples.var(-1, correction=0, keepdim=True) + 1e-7)
+        return (samples - samples.mean(-1, keepdim=True)) / spread
+
     def _states(self, samples: torch.Tensor) -> list[torch.Tensor]:
-        output = self.model(samples[None], output_hidden_states=True)
+        output = self.model(samples, output_hidden_states=True)
         # where normalization comes first in a layer, transformers gives the last state without the final one
-        return [state[0] for state in (*output.hidden_states[:-1], output.last_hidden_state)]
+        return [*output.hidden_states[:-1], output.last_hidden_state]
 
     def save(self, folder: str | Path) -> None:
         """Write `speech_encoder/` and `units.safetensors` into a checkpoint folder."""

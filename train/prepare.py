@@ -21,6 +21,7 @@ from most_core.checkpoint_files import written_whole
 from most_core.processing import load_tokenizer, train_small_tokenizer
 from most_core.speech import SpeechEncoder
 from train.config import RunOptions, claim, deadline
+from train.data.augment import Augmentation, Augmenter
 from train.data.lesson_maker import LessonMaker
 from train.data.lessons import Form, describe_lessons, put_together, write_lessons
 from train.data.shards import MANIFEST, write_manifest
@@ -32,6 +33,7 @@ from train.stage_config import TASKS
 from train.start import shape_of
 from train.workers import agreed, run_workers, shown_by
 
+TALKERS = 24  # whose babble is behind others
 VOICE_PIECE = 500  # sentences whose units make a file
 MOST_WORKERS = 64
 DRY_TEXTS = 2000  # from which a dry run makes its tokenizer
@@ -46,7 +48,9 @@ class Config:
     instructions take conversations, from shards or JSON. `start`: the model's shape, a preset, whose settings `shape`
     changes, or a checkpoint folder.
     `tokenizer`: the folder of one, or null: the checkpoint's, or else one made from these texts. `voice` speaks the
-    assistant's sentences that come without sound; null leaves them silent. Lessons of more than `longest` tokens are
+    assistant's sentences that come without sound; null leaves them silent. `times`: how often the items of a path
+    count, each time by other chance. `augmentation`: what happens to what users say on its way to the ears, once and
+    for all; its babble are talkers of the first path that is heard. Lessons of more than `longest` tokens are
     left out, texts are cut.
     """
 
@@ -56,6 +60,9 @@ class Config:
     shape: dict[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
     voice: Voice | None = field(default_factory=lambda: Voice("flite", "slt"))
+    times: dict[str, int] = field(default_factory=dict)
+    augmentation: Augmentation | None = None
+    seed: int = 0  # of that
     longest: int = 1024
     lessons_per_shard: int = 1000
 
@@ -66,6 +73,8 @@ class Config:
             raise ValueError(f"tasks.{empty[0]} is empty: give it a folder, or leave it out")
         if not self.tasks:
             raise ValueError(f"tasks is empty: give folders for some of {', '.join(TASKS)}")
+        if least := [path for path, times in self.times.items() if times < 1]:
+            raise ValueError(f"times.{least[0]} is {self.times[least[0]]}; expected 1 or more")
         for name, least in (("longest", 2), ("lessons_per_shard", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more")
@@ -73,12 +82,12 @@ class Config:
 
 def run(config: Config, out: Path, options: RunOptions) -> int:
     """Fill `out` with a folder of lessons for each task, and the tokenizer they are in."""
-    sources = open_sources(config.tasks)
+    sources = open_sources(config.tasks, config.times)
     if config.voice is not None:
         check_engine(config.voice.engine)
     if options.dry_run:
         return _dry_run(config, sources)
-    _maker(config, _tokenizer(config, iter(())))  # what does not fit together is refused before `out` is claimed
+    _maker(config, _tokenizer(config, iter(())), sources)  # refuses what does not fit together before `out` is claimed
     claim(out, config, fresh=options.fresh, made=("voice", "tokenizer", *TASKS), inputs=_inputs(config))
     _sweep(out)
     if not (out / "tokenizer").is_dir():
@@ -110,9 +119,28 @@ def _tokenizer(config: Config, texts: Iterator[str]) -> PreTrainedTokenizerBase:
     return train_small_tokenizer(texts, shape_of(config.start, config.shape))
 
 
-def _maker(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu") -> LessonMaker:
+def _maker(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Mapping[str, Sequence[Source]],
+    device: torch.device | str = "cpu",
+) -> LessonMaker:
     encoder = SpeechEncoder.load(config.ears, device)
-    return LessonMaker(shape_of(config.start, config.shape), tokenizer, encoder, config.longest)
+    augmenter = None
+    if config.augmentation is not None:
+        augmenter = Augmenter(config.augmentation, _talkers(sources), config.seed)
+    return LessonMaker(shape_of(config.start, config.shape), tokenizer, encoder, config.longest, augmenter)
+
+
+def _talkers(sources: Mapping[str, Sequence[Source]]) -> list[np.ndarray]:
+    """Some of those who are heard, from one end of the first source to the other."""
+    heard = next((task for task in ("asr", "speech_instructions") if task in sources), None)
+    if heard is None:
+        return []
+    source = sources[heard][0]
+    items = [source.item(place) for place in range(0, source.count, max(1, source.count // TALKERS))]
+    waves = [each.wave for item in items for turn in item.turns if turn.role == "user" for each in turn.stretches]
+    return [wave for wave in waves if wave is not None]
 
 
 def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
@@ -121,8 +149,8 @@ def _texts(sources: Mapping[str, Sequence[Source]]) -> Iterator[str]:
 
 def _work(rank: int, workers: int, device: torch.device, config: Config, out: Path, options: RunOptions) -> None:
     """One process: its share of the units of the assistant's voice, and when all are there, of the lessons."""
-    late, sources = deadline(options.minutes), open_sources(config.tasks)
-    maker = _maker(config, load_tokenizer(out / "tokenizer"), device)
+    late, sources = deadline(options.minutes), open_sources(config.tasks, config.times)
+    maker = _maker(config, load_tokenizer(out / "tokenizer"), sources, device)
     pieces = _voice_pieces(sources) if config.voice is not None else []
 
     def speak(piece: int) -> None:
@@ -140,7 +168,8 @@ def _work(rank: int, workers: int, device: torch.device, config: Config, out: Pa
         if not path.is_file():
             places = ((source, index) for source in sources[task] for index in range(source.count))
             mine = islice(places, number * config.lessons_per_shard, (number + 1) * config.lessons_per_shard)
-            write_lessons(path, (lesson for source, index in mine for lesson in maker.lessons(task, source, index)))
+            items = (source.item(index) for source, index in mine)
+            write_lessons(path, maker.lessons(task, items, (config.seed, TASKS.index(task), number)))
 
     if not _shared("voice", range(len(pieces)), speak, rank, workers, late):
         return
@@ -208,10 +237,10 @@ def _finish(config: Config, task: str, shards: int, folder: Path) -> None:
 def _dry_run(config: Config, sources: Mapping[str, Sequence[Source]]) -> int:
     """Show what there is, and the first lesson of each task."""
     tokenizer = _tokenizer(config, islice(_texts(sources), DRY_TEXTS))
-    maker = _maker(config, tokenizer)
+    maker = _maker(config, tokenizer, sources)
     for task, opened in sources.items():
         print(f"{task}: {sum(source.count for source in opened)} items in {', '.join(str(s.path) for s in opened)}")
-        for lesson in maker.lessons(task, next(source for source in opened if source.count), 0):
+        for lesson in maker.lessons(task, [next(source for source in opened if source.count).item(0)]):
             said = int(put_together(lesson, Form(), maker.processor.tokens).targets.sum())
             spelled = tokenizer.decode(lesson.ids.tolist()).replace("\n", " ")
             print(f"  {lesson.tokens} tokens, {said} of them to be said: {spelled[:200]}")

@@ -13,7 +13,8 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from train.data.lesson_mixture import Batch, Forms, LessonMixture
 from train.data.made_up import write_made_up
 from train.data.shards import MANIFEST
 from train.files import sha256_of
+from train.half_products import half_products
 from train.progress import Progress, plot_losses
 from train.routing_watch import RoutingWatch
 from train.sharding import gather_state, make_mesh, processes, reshard, shard, spread_state
@@ -103,7 +105,7 @@ def _work(rank: int, workers: int, device: torch.device, config: Config, out: Pa
     with Progress(out if main else None, config.steps, step=first, title=out.name, stream=shown_by(rank)) as bar:
         if main:
             bar.note(_introduction(learners, mixture, workers, device, first))
-        if first == 0 and (figures := checks.figures(learners.model, device)):
+        if first == 0 and (figures := checks.figures(learners, device)):
             bar.log(0, **figures)
         since = time.monotonic()
         for step in range(first, config.steps):
@@ -122,7 +124,7 @@ def _work(rank: int, workers: int, device: torch.device, config: Config, out: Pa
                 bar.update(step)
             stop = agreed(late(), workers, device)
             ending = stop or done == config.steps
-            if (done % config.check_every == 0 or ending) and (figures := checks.figures(learners.model, device)):
+            if (done % config.check_every == 0 or ending) and (figures := checks.figures(learners, device)):
                 bar.log(step, **figures)
             if ending or done % config.checkpoint_every == 0:
                 state = gather_state(learners.model, learners.optimizer)  # all take part
@@ -145,20 +147,20 @@ class Learners:
     watch: RoutingWatch
     shape: MostConfig
     mesh: DeviceMesh | None
+    computing: Callable[[], AbstractContextManager[None]] = nullcontext  # around every forward pass
 
 
 def _learners(config: Config, device: torch.device, workers: int) -> Learners:
-    replicated = workers > 1 and "WORLD_SIZE" not in os.environ
-    if replicated and config.precision != "float32":
-        raise ValueError(f"precision is {config.precision}: several processes on CPUs learn in float32 alone")
-    mesh = None if replicated else make_mesh(processes(device.type), config)
+    by_us = device.type == "cpu" and "WORLD_SIZE" not in os.environ
+    computing = half_products if by_us and config.precision == "bfloat16" else nullcontext
+    mesh = None if by_us else make_mesh(processes(device.type), config)
     model = make_trainable(starting_model(config.start, config.shape, config.seed), config)
     shape, watch = model.config, RoutingWatch(model)
     if mesh is None:
         model.to(device)
     dtype = getattr(torch, config.precision)
     model = shard(model, mesh, compute_dtype=dtype, checkpoint_activations=config.checkpoint_activations)
-    return Learners(model, make_optimizer(config, model), watch, shape, mesh)
+    return Learners(model, make_optimizer(config, model), watch, shape, mesh, computing)
 
 
 def agreed_step(step: int, workers: int, device: torch.device) -> int:
@@ -193,7 +195,8 @@ def take_step(
     """
     learning, counted = list(trained_parameters(learners.model).values()), torch.zeros(1, device=batches[0].ids.device)
     for batch in batches:
-        losses, balance = losses_of(learners.model, batch)
+        with learners.computing():
+            losses, balance = losses_of(learners.model, batch)
         weight = torch.where(tally.are_units(batch), config.unit_weight, 1.0)
         ((losses * weight).sum() + balance * len(losses)).backward()
         counted += len(losses)
@@ -276,21 +279,22 @@ class _Checks:
         mixtures = [_mixture(config, shape, config.check, {task: 1.0}, as_it_is=True) for task in tasks]
         self.all = [(mixture, number) for mixture in mixtures for number in range(config.check_batches)]
 
-    def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+    def figures(self, learners: Learners, device: torch.device) -> dict[str, float]:
         """Each process computes as many batches as the others, for sharded weights are gathered by all of them: what
         is over is computed for nothing."""
-        model.eval()
+        learners.model.eval()
         tally = Tally(self.table)
         with torch.no_grad():
             for first in range(0, len(self.all), self.workers):
                 place = first + self.rank
                 mixture, number = self.all[place % len(self.all)]
                 batch = mixture[number].to(device)
-                losses, _ = losses_of(model, batch)
+                with learners.computing():
+                    losses, _ = losses_of(learners.model, batch)
                 if place < len(self.all):
                     tally.add(batch, losses)
-        reshard(model)
-        model.train()
+        reshard(learners.model)
+        learners.model.train()
         figures = tally.figures(self.workers, device)
         return {f"check_{name}": value for name, value in figures.items() if name.startswith("loss")}
 

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from most_core.config import MostConfig
 from most_core.processing import Message, MostProcessor
-from most_core.speech import SpeechEncoder
+from most_core.speech import SAMPLE_RATE, WINDOW_S, SpeechEncoder
+from train.data.augment import Augmenter
 from train.data.conversations import Conversation, Stretch
 from train.data.lessons import Lesson
-from train.data.sources import Source
 from train.data.voices import SynthesisError, Synthesizer, Voice
+
+ROWS = 12  # clips of about equal length that are heard in one pass
+_Clip = tuple[np.ndarray | None, np.ndarray]  # features [T, D] of what a user says, where there is sound; units [T]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A lesson before its clips are made."""
+
+    item: Conversation
+    ids: list[int]
+    replies: list[tuple[int, int]]
+    clips: list[tuple[str, Stretch]]
 
 
 class LessonMaker:
     """Makes lessons for a model of this shape. `said`: the units of sentences that the assistant's voice speaks."""
 
     def __init__(
-        self, shape: MostConfig, tokenizer: PreTrainedTokenizerBase, encoder: SpeechEncoder, longest: int
+        self,
+        shape: MostConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: SpeechEncoder,
+        longest: int,
+        augmenter: Augmenter | None = None,
     ) -> None:
         if encoder.num_units != shape.tokens.num_units:
             raise ValueError(
@@ -33,7 +53,7 @@ class LessonMaker:
                 f"the ears give features of {encoder.feature_size}, the model takes {shape.speech_feature_size}: "
                 "they do not match"
             )
-        self.encoder, self.longest = encoder, longest
+        self.encoder, self.longest, self.augmenter = encoder, longest, augmenter
         self.said: dict[str, np.ndarray] = {}
         self.processor = MostProcessor(shape, tokenizer)
 
@@ -41,50 +61,65 @@ class LessonMaker:
     def synthesizer(self) -> Synthesizer:
         return Synthesizer()
 
-    def lessons(self, task: str, source: Source, index: int) -> Iterator[Lesson]:
-        """What item `index` of a source teaches: one lesson, several of a long text; none of what is too long, has a
-        turn with nothing in it, begins with the assistant, or asks by sound what is to be asked in words."""
-        item = source.item(index)
+    def lessons(self, task: str, items: Iterable[Conversation], seed: Sequence[int] = ()) -> Iterator[Lesson]:
+        """What items of a task teach, in their order: one lesson each, several of a long text; none of what is too
+        long, has a turn with nothing in it, begins with the assistant, or asks by sound what is to be asked in words.
+
+        With an augmenter, what users say is heard as a microphone may get it, by chance that `seed` decides.
+        """
         if task == "text":
-            yield from self._of_text(item)
+            for item in items:
+                yield from self._of_text(item)
             return
+        drafts = [draft for item in items if (draft := self._draft(task, item)) is not None]
+        spoken = [clip.wave for draft in drafts for role, clip in draft.clips if role == "user"]
+        waves = [wave for wave in spoken if wave is not None]
+        heard = iter(self._heard(waves, seed))
+        for draft in drafts:
+            lesson = self._lesson(task, draft, [self._clip(role, clip, heard) for role, clip in draft.clips])
+            if lesson.tokens <= self.longest:
+                yield lesson
+
+    def _draft(self, task: str, item: Conversation) -> _Draft | None:
+        """An item as ids, and what its clips are to be made of; None if it teaches nothing."""
         asked = [turn for turn in item.turns if turn.role != "system"]
         mute = any(
             _has_sound(each) and not each.text for turn in asked if turn.role == "user" for each in turn.stretches
         )
         if not asked or asked[0].role != "user" or (task == "text_instructions" and mute):
-            return
+            return None
         messages, clips = self._messages(task, item)
         if messages[-1]["role"] != "assistant" or (task == "speech_instructions" and "user" not in dict(clips)):
-            return
+            return None
         if any(map(_says_nothing, messages)):
-            return
+            return None
         ids, replies = self.processor.lesson(messages)
         for reply, turn in enumerate(turn for turn in item.turns if turn.role == "assistant"):
             if turn.cut and _has_sound(turn.stretches[-1]):
                 replies[reply] = (replies[reply][0], replies[reply][1] - 2)  # it did not stop by itself
-        encoded = [self._clip(role, stretch) for role, stretch in clips]
+        return _Draft(item, ids, replies, clips)
+
+    def _lesson(self, task: str, draft: _Draft, encoded: list[_Clip]) -> Lesson:
+        item = draft.item
         units = np.concatenate([np.zeros(0, np.int32), *(units for _, units in encoded)])
         if units.max(initial=0) >= self.encoder.num_units:  # ready-made ones may be of any ears
             last = self.encoder.num_units - 1
             raise ValueError(f"{item.id} has unit {units.max()}, the model 0 to {last}: they are of other ears")
         features = [features for features, _ in encoded if features is not None]
-        heard = [role for role, _ in clips].count("user")
-        lesson = Lesson(
+        heard = [role for role, _ in draft.clips].count("user")
+        return Lesson(
             id=item.id,
             task=task,
             source=item.source,
             licence=item.licence,
             split=item.split,
             text="\n".join(f"{turn.role}: {turn.text}" for turn in item.turns),
-            ids=np.array(ids, np.int32),
-            replies=np.array(replies, np.int32).reshape(-1, 2),
+            ids=np.array(draft.ids, np.int32),
+            replies=np.array(draft.replies, np.int32).reshape(-1, 2),
             clips=np.array([len(units) for _, units in encoded], np.int32),
             units=units,
             features=np.concatenate(features) if heard and len(features) == heard else self._no_features,
         )
-        if lesson.tokens <= self.longest:
-            yield lesson
 
     @property
     def _no_features(self) -> np.ndarray:
@@ -128,14 +163,33 @@ class LessonMaker:
             messages.append({"role": turn.role, "content": parts})
         return messages, clips
 
-    def _clip(self, role: str, stretch: Stretch) -> tuple[np.ndarray | None, np.ndarray]:
-        """(features [T, D] of what a user says, where there is sound; units [T])"""
+    def _clip(self, role: str, stretch: Stretch, heard: Iterator[_Clip]) -> _Clip:
+        """The units of a clip and, of what a user says, the features; `heard` are users' clips with sound in order."""
         if stretch.wave is None:
             units = self.said[stretch.text] if stretch.units is None else stretch.units
             return None, np.asarray(units, np.int32)
-        encoded = self.encoder.encode(stretch.wave)
-        features = None if role == "assistant" else encoded.features.cpu().numpy().astype(np.float16)
-        return features, encoded.units.astype(np.int32)
+        if role == "user":
+            return next(heard)
+        return None, self.encoder.units(stretch.wave).astype(np.int32)
+
+    def _heard(self, waves: Sequence[np.ndarray], seed: Sequence[int]) -> list[_Clip]:
+        """Features and units of what users say."""
+        if self.augmenter is None:
+            return [_kept(*self.encoder.features_and_units(wave)) for wave in waves]
+        rng, found = np.random.default_rng([*seed, 0xEA2]), [(None, np.zeros(0, np.int32))] * len(waves)
+        order = sorted(range(len(waves)), key=lambda place: len(waves[place]))
+        for start in range(0, len(order), ROWS):
+            places = order[start : start + ROWS]
+            rows = self.augmenter.batch([waves[place] for place in places], [False] * len(places), rng)
+            if rows.shape[1] > WINDOW_S * SAMPLE_RATE:
+                encoded = [self.encoder.features_and_units(row) for row in rows]
+            else:
+                with torch.autocast(self.encoder.model.device.type, torch.bfloat16):  # what is lost is less than noise
+                    features, units = self.encoder.encode_rows(rows)
+                encoded = zip(features, units.cpu().numpy())
+            for place, each in zip(places, encoded):
+                found[place] = _kept(*each)
+        return found
 
     def spoken_by(self, voice: Voice, sentence: str) -> np.ndarray:
         """The units of a sentence as a voice says it; none where it cannot, as of digits and other signs."""
@@ -144,6 +198,10 @@ class LessonMaker:
         except (SynthesisError, ValueError):
             return np.zeros(0, np.int32)
         return self.encoder.units(wave).astype(np.int32)
+
+
+def _kept(features: torch.Tensor, units: np.ndarray) -> _Clip:
+    return features.cpu().numpy().astype(np.float16), units.astype(np.int32)
 
 
 def _says_nothing(message: Message) -> bool:

@@ -20,6 +20,7 @@ from train.data.lessons import Form, Lessons, Sequence, put_together
 BUCKETS = 24
 GOLDEN = (math.sqrt(5) - 1) / 2
 SPEAKING = ("speech_instructions", "text_instructions")  # whose replies may be silent
+LENGTH_MULTIPLE = 8  # of a batch: a CPU plans its products anew for every new length
 SAMPLE = 64  # lessons from which the spread of features is measured
 
 
@@ -154,6 +155,7 @@ class LessonMixture(torch.utils.data.Dataset):
 def padded(task: str, taken: list[Sequence], names: list[str], pad: int) -> Batch:
     """Sequences side by side, the shorter ones filled up at their ends."""
     length, frames = max(len(each.ids) for each in taken), max(len(each.features) for each in taken)
+    length = -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     ids = np.full((len(taken), length), pad, np.int64)
     targets, valid = np.zeros((2, len(taken), length), bool)
     features = np.zeros((len(taken), frames, taken[0].features.shape[1]), np.float32) if frames else None

@@ -32,13 +32,22 @@ class Source:
     unsaid: Callable[[], Iterable[str]] = tuple
 
 
-def open_sources(tasks: Mapping[str, Sequence[Path]]) -> dict[str, list[Source]]:
-    """The sources of every task; ValueError or OSError for what cannot be used for it."""
-    sources = {task: [_open(task, path) for path in paths] for task, paths in tasks.items()}
+def open_sources(tasks: Mapping[str, Sequence[Path]], times: Mapping[str, int] = {}) -> dict[str, list[Source]]:
+    """The sources of every task; ValueError or OSError for what cannot be used for it. `times`: how often a path's
+    items count, where it is not once."""
+    if strange := sorted(set(times) - {str(path) for paths in tasks.values() for path in paths}):
+        raise ValueError(f"times.{strange[0]} is in none of the tasks: name a path as it stands there")
+    sources = {
+        task: [_repeated(_open(task, path), times.get(str(path), 1)) for path in paths] for task, paths in tasks.items()
+    }
     for task, opened in sources.items():
         if not sum(source.count for source in opened):
             raise ValueError(f"tasks.{task}: {opened[0].path} holds nothing for it")
     return sources
+
+
+def _repeated(source: Source, times: int) -> Source:
+    return replace(source, count=source.count * times, item=lambda i: source.item(i % source.count))
 
 
 def _open(task: str, path: Path) -> Source:

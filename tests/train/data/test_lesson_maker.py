@@ -1,7 +1,5 @@
 """Conversations and texts as lessons: what is in them, what stays out, and that nothing typed becomes special."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from tests.train.conftest import FakeSynthesizer, spoken, write_folder
 from train.data.conversations import Conversation, Stretch, Turn
 from train.data.lesson_maker import LessonMaker
 from train.data.lessons import Form, put_together
-from train.data.sources import Source, open_sources
+from train.data.sources import open_sources
 from train.data.voices import SynthesisError, Voice
 
 # All 256 bytes have tokens, unlike in tiny(), so that any text survives.
@@ -49,7 +47,7 @@ def assistant(*stretches, cut=False):
 
 def lessons_of(maker, task, *turns):
     talk = Conversation("t/1", "somewhere", "CC0", "valid", turns)
-    return list(maker.lessons(task, Source(Path("talks"), 1, [talk].__getitem__, tuple), 0))
+    return list(maker.lessons(task, [talk]))
 
 
 def lesson_of(maker, task, *turns):
@@ -83,7 +81,7 @@ def frames(encoder, wave):
 
 def one_utterance(maker, tmp_path, task):
     source = open_sources({task: [write_folder(tmp_path, [spoken(0, "hi there")])]})[task][0]
-    return next(maker.lessons(task, source, 0))
+    return next(maker.lessons(task, [source.item(0)]))
 
 
 def test_a_recording_teaches_to_hear(maker, encoder, tmp_path):
