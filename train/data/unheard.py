@@ -198,7 +198,8 @@ def _melody(talkers: Talkers, samples: int, rng: np.random.Generator) -> Sound:
         wave = np.sin(phase) + 0.05 * coloured(samples, 0, rng)
     else:
         vowel = [_between(rng, 300, 900), _between(rng, 800, 2400)] if way == "sung" else [250.0]
-        wave = sum(_resonance(n * ground, vowel) / n * np.sin(n * phase) for n in range(1, 21))
+        highest = min(20, int(SAMPLE_RATE / 2 / hertz.max()))  # above it they would come back as other tones
+        wave = sum(_resonance(n * ground, vowel) / n * np.sin(n * phase) for n in range(1, highest + 1))
     return Sound(wave * np.concatenate(loud)[:samples], "")
 
 
