@@ -20,7 +20,7 @@ from train.trainable import make_trainable
 
 Trains = Literal["all", "all_but_experts", "lora"]
 MODES: tuple[Trains, ...] = get_args(Trains)  # the fullest first
-MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}  # two a parameter: in float32, or one byte each
+MOMENT_BYTES = {"adamw": 8, "muon": 8, "adamw_8bit": 2}  # two a parameter, in float32 (muon: at most), or one byte each
 RESERVE_GB = 3.0  # the driver's context, communication buffers, what the allocator cannot use
 SMALL_THINGS = 1.15  # of a layer's activations: routing, rotary parts, copies; measured (tests/train/test_plan.py)
 

@@ -49,8 +49,8 @@ def make_mesh(state: PartialState, config: Config) -> DeviceMesh | None:
     are kept in float32, exactly as on many. Autocast would not do: it rounds the routers' float32 products as well.
     """
     alone = state.num_processes == 1
-    if not alone and config.optimizer == "adamw_8bit":
-        raise ValueError("adamw_8bit cannot update sharded weights: take optimizer adamw, or one GPU")
+    if not alone and config.optimizer != "adamw":
+        raise ValueError(f"{config.optimizer} cannot update sharded weights: take optimizer adamw, or one GPU")
     if alone and (config.precision == "float32" or config.optimizer == "adamw_8bit"):
         return None
     if not dist.is_initialized():

@@ -51,7 +51,8 @@ class Config:
     clip: float = 1.0
     trains: Literal["all", "all_but_experts", "lora"] = "all"
     lora: Lora = field(default_factory=Lora)
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    matrix_rate: float = 4e-3  # muon's learning rate for the matrices of the layers; all else learns at learning_rate
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_activations: bool = False
     log_every: int = 20
@@ -80,8 +81,10 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("learning_rate", "clip", "tokens_per_s", "gpu_gb"):
-            if getattr(self, name) < 0 or (getattr(self, name) == 0 and name != "learning_rate"):
+        if self.optimizer == "muon" and self.trains == "lora":
+            raise ValueError("optimizer is muon, trains is lora: low-rank additions want adamw")
+        for name in ("learning_rate", "matrix_rate", "clip", "tokens_per_s", "gpu_gb"):
+            if getattr(self, name) < 0 or (getattr(self, name) == 0 and name not in ("learning_rate", "matrix_rate")):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
 
 

@@ -33,6 +33,7 @@ from train.data.made_up import write_made_up
 from train.data.shards import MANIFEST
 from train.files import sha256_of
 from train.half_products import half_products
+from train.muon import Muon
 from train.progress import Progress, plot_losses
 from train.routing_watch import RoutingWatch
 from train.sharding import gather_state, make_mesh, processes, reshard, shard, spread_state
@@ -173,7 +174,9 @@ def agreed_step(step: int, workers: int, device: torch.device) -> int:
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW for what learns; matrices are decayed, norms and biases are not."""
+    """AdamW for what learns; matrices are decayed, norms and biases are not. With "muon", that for those in layers."""
+    if config.optimizer == "muon":
+        return _muon(config, model)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in learning if parameter.ndim >= 2], "weight_decay": config.weight_decay},
@@ -184,6 +187,25 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
         return AdamW8bit(groups, lr=config.learning_rate, betas=config.betas)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _muon(config: Config, model: nn.Module) -> Muon:
+    """Muon for the matrices that states pass through; AdamW for words, units and routers, whose rows are not alike."""
+    matrices, pairs, rows, rest = [], [], [], []
+    for name, parameter in trained_parameters(model).items():
+        if parameter.ndim < 2:
+            rest.append(parameter)
+        elif name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")):
+            rows.append(parameter)
+        else:
+            (pairs if name.endswith("gate_up_proj") else matrices).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay, "orthogonal": True},
+        {"params": pairs, "weight_decay": config.weight_decay, "orthogonal": True, "stacked": 2},
+        {"params": rows, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return Muon(groups, lr=config.learning_rate, betas=config.betas)
 
 
 def take_step(
@@ -214,7 +236,8 @@ def take_step(
             "is kept: lower learning_rate, or look at these lessons"
         )
     for group in learners.optimizer.param_groups:
-        group["lr"] = config.learning_rate * learning_rate(config, step)
+        rate = config.matrix_rate if group.get("orthogonal") else config.learning_rate
+        group["lr"] = rate * learning_rate(config, step)
     learners.optimizer.step()
     learners.optimizer.zero_grad()
     return norm

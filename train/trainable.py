@@ -42,7 +42,7 @@ def is_routed_expert(name: str) -> bool:
 
 def kept_dtype(config: Config, *, learns: bool) -> torch.dtype:
     """How a weight is kept between steps: AdamW needs float32, in which a small step is not rounded away."""
-    exact = config.precision == "float32" or (learns and config.optimizer == "adamw")
+    exact = config.precision == "float32" or (learns and config.optimizer != "adamw_8bit")
     return torch.float32 if exact else torch.bfloat16
 
 

@@ -201,7 +201,7 @@ def test_killed_anywhere_it_ends_bit_identical(lessons, tmp_path, forks, which):
     settings = ["steps=12", "checkpoint_every=1", f"check={lessons}"]
     if which == "stage2":
         assert stage(lessons, tmp_path / "before", "steps=2") == 0
-        settings += [f"start={tmp_path / 'before' / 'model'}"]
+        settings += [f"start={tmp_path / 'before' / 'model'}", "optimizer=muon", "precision=bfloat16"]
         settings += ["mixture={speech_instructions: 0.4, text_instructions: 0.4, asr: 0.1, tts: 0.1}"]
     assert stage(lessons, tmp_path / "whole", *settings, stage=which) == 0
     command = [which, "--out", str(tmp_path / "killed"), "--set", f"lessons={lessons}", *SMALL, *settings, *ONE]
