@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import decode, gpu, memory, moe, train
+from bench import decode, gpu, latency, memory, moe, train
 
-BENCHES = {"memory": memory, "decode": decode, "moe": moe, "gpu": gpu, "train": train}
+BENCHES = {"memory": memory, "decode": decode, "moe": moe, "gpu": gpu, "latency": latency, "train": train}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from bench import latency
 from bench.__main__ import main
 from bench.memory import held_bytes, weight_bytes
 from bench.moe import public_loop
-from bench.report import median_ratio
+from bench.report import Report, median_ratio
 from most_core.config import MostConfig
 from most_core.experts import PerExpertLinears
 from most_core.model import MostPerExpertForCausalLM
@@ -42,6 +43,32 @@ def test_the_gpu_bench_rehearses_on_a_cpu(capsys):
     expected = {"bf16_tokens_per_s_b1", "bf16_tokens_per_s_b8", "ratio_hf_b1", "prefill_tokens_per_s", "load_s"}
     assert expected <= set(found)
     assert found["top1_agreement"] > 0.9
+
+
+def test_a_reply_of_ordinary_length_is_timed_stage_by_stage(capsys, monkeypatch, wave):
+    monkeypatch.setattr(latency, "questions", lambda report: [wave, wave[:6400]])
+    found = figures(capsys, "latency", "--untrained", "--rounds", "1")
+    assert found["n"] == 2
+    for threads in ("", "_1t"):
+        assert found[f"reply_s{threads}"] == latency.UNITS / 25
+        parts = sum(found[f"{part}_ms{threads}"] for part in ("encode", "prefill", "text", "first_chunk"))
+        assert parts == pytest.approx(found[f"first_sound_ms_p50{threads}"], rel=0.2)
+        assert found[f"first_sound_ms_p50{threads}"] <= found[f"first_sound_ms_p95{threads}"]
+        assert found[f"rtf{threads}"] > 0
+
+
+def test_latency_asks_the_samples_where_no_engine_is_installed(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    report = Report("latency")
+    assert len(latency.questions(report)) == len(list(latency.SAMPLES.glob("*.wav")))
+    assert "not (wholly) installed" in report.notes[0]
+
+
+def test_latency_of_ears_and_mouth_alone_is_refused_in_one_line(capsys, tmp_path):
+    assert main(["latency", "--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "has no decoder" in error
+    assert error.count("\n") == 1
 
 
 def test_training_is_compared_with_a_plain_loop(capsys, tmp_path):
