@@ -5,14 +5,17 @@ import json
 import pytest
 import torch
 
-from bench import latency
+from bench import latency, quantized
 from bench.__main__ import main
 from bench.memory import held_bytes, weight_bytes
 from bench.moe import public_loop
 from bench.report import Report, median_ratio
+from most_core import GenerationSettings, untrained
 from most_core.config import MostConfig
 from most_core.experts import PerExpertLinears
 from most_core.model import MostPerExpertForCausalLM
+from train.data import test_sets
+from train.data.utterance import Utterance
 
 
 def figures(capsys, *argv):
@@ -69,6 +72,44 @@ def test_latency_of_ears_and_mouth_alone_is_refused_in_one_line(capsys, tmp_path
     error = capsys.readouterr().err
     assert "has no decoder" in error
     assert error.count("\n") == 1
+
+
+def clips(wave, count):
+    return [
+        Utterance(str(i), "a voice", "what time is it", wave, "made", "CC0", "test", ("question", "asr")[i // 2 % 2])
+        for i in range(count)
+    ]
+
+
+def test_quantized_models_are_compared_with_bfloat16(capsys, monkeypatch, wave, tmp_path):
+    untrained("tiny").save(tmp_path / "tiny")
+    monkeypatch.setattr(quantized, "REPLY", GenerationSettings(max_new_tokens=30, max_heard_tokens=5, seed=0))
+    monkeypatch.setattr(test_sets, "load", lambda name, folder: clips(wave, 8))
+    found = figures(capsys, "quantized", "--model", str(tmp_path / "tiny"), "--clips", "2")
+    assert (found["n_clips"], found["n_replies"]) == (2, 2)
+    for name in ("int8_top1", "nf4_top1", "float32_top1"):
+        assert 0 <= found[name] <= 1
+    assert found["float32_top1"] > 0.9
+    for name in ("int8", "nf4"):
+        points = 100 * (found[f"{name}_asr_wer"] - found["bf16_asr_wer"])
+        assert found[f"{name}_asr_wer_points"] == pytest.approx(points, abs=0.1)
+
+
+def test_questions_and_sentences_are_drawn_alike(wave):
+    drawn = quantized.spread(clips(wave, 8), 5)
+    assert [clip.id for clip in drawn] == ["0", "1", "4", "2", "6"]
+    assert len(quantized.spread(clips(wave, 8), 100)) == 8
+
+
+def test_without_bitsandbytes_the_quantized_bench_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
+    assert main(["quantized"]) == 2
+    assert capsys.readouterr().err == "error: bench quantized needs bitsandbytes: pip install bitsandbytes\n"
+
+
+def test_the_quantized_bench_of_ears_and_mouth_alone_is_refused(capsys, tmp_path):
+    assert main(["quantized", "--model", str(tmp_path)]) == 2
+    assert "has no decoder" in capsys.readouterr().err
 
 
 def test_training_is_compared_with_a_plain_loop(capsys, tmp_path):
