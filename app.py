@@ -5,37 +5,38 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything of Hugging Face or Gradio is imported: no telemetry, no look-ups on the network.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Before torch is: else its threads wait for each other at full speed, ten times as long where others want the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from app.settings import SHIPPED_MODEL, Settings, parse
 
+if TYPE_CHECKING:
+    from most_core import Most
+
+SMALL = 100_000_000  # parameters; the products of smaller models are too small to share among threads
+
 
 def main(settings: Settings) -> int:
-    """Serve until interrupted; 2 if the model cannot be loaded."""
-    import torch
-
-    import most_core
-    from app import page
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    trained = (Path(settings.model) / "config.json").is_file()
+    """Answer one question, or serve until interrupted; 2 if that cannot be done."""
     try:
-        if trained or Path(settings.model) != SHIPPED_MODEL:
-            most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None)
-        elif settings.quantize or settings.device not in ("auto", "cpu"):
-            raise ValueError(f"{SHIPPED_MODEL} has no decoder yet: --device and --quantize need a checkpoint (--model)")
-        else:
-            print(f"{SHIPPED_MODEL} has no decoder yet: opening an untrained model of the same shape")
-            most = most_core.untrained("nano")
+        if settings.ask:
+            _ask(settings)
+            return 0
+        if settings.out:
+            raise ValueError(f"--out {settings.out} is for the answer to a question: give one with --ask")
+        most = _load(settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    blocks = page.build(most, trained)
+    from app import page
+
+    blocks = page.build(most, _trained(settings))
     try:
         blocks.queue(default_concurrency_limit=1).launch(
             server_name=settings.host, server_port=settings.port, max_file_size="20mb", quiet=False
@@ -44,6 +45,45 @@ def main(settings: Settings) -> int:
         print(f"error: port {settings.port} on {settings.host} is taken: choose another with --port", file=sys.stderr)
         return 2
     return 0
+
+
+def _ask(settings: Settings) -> None:
+    from app import ask
+
+    if settings.out:
+        ask.check_out(Path(settings.out))
+    question = ask.read_question(settings.ask)
+    if not _trained(settings) and Path(settings.model) == SHIPPED_MODEL:
+        raise ValueError(f"{SHIPPED_MODEL} has no decoder yet: --ask needs a checkpoint (--model)")
+    reply = ask.answer(_load(settings), question)
+    print(ask.told(reply, spoken=question.sound is not None))
+    if settings.out:
+        ask.write_sound(reply, Path(settings.out))
+
+
+def _trained(settings: Settings) -> bool:
+    return (Path(settings.model) / "config.json").is_file()
+
+
+def _load(settings: Settings) -> Most:
+    """The model asked for, or an untrained one as long as none is shipped; ValueError or OSError if it cannot be."""
+    import torch
+
+    import most_core
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if _trained(settings) or Path(settings.model) != SHIPPED_MODEL:
+        most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None)
+    elif settings.quantize or settings.device not in ("auto", "cpu"):
+        raise ValueError(f"{SHIPPED_MODEL} has no decoder yet: --device and --quantize need a checkpoint (--model)")
+    else:
+        print(f"{SHIPPED_MODEL} has no decoder yet: opening an untrained model of the same shape")
+        most = most_core.untrained("nano")
+    small = most.model.device.type == "cpu" and sum(p.numel() for p in most.model.parameters()) < SMALL
+    if small and not settings.threads:
+        torch.set_num_threads(1)
+    return most
 
 
 if __name__ == "__main__":

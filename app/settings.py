@@ -21,7 +21,11 @@ class Settings:
     quantize: str = field(default="", metadata={"help": "int8 or nf4; the experts are quantized too"})
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen on"})
     port: int = field(default=7860, metadata={"help": "port to listen on"})
-    threads: int = field(default=0, metadata={"help": "torch threads, 0 for torch's own choice"})
+    threads: int = field(
+        default=0, metadata={"help": "torch threads; 0: one for a small model on a CPU, else torch's own choice"}
+    )
+    ask: str = field(default="", metadata={"help": "answer this recording, or typed question, instead of opening"})
+    out: str = field(default="", metadata={"help": "with --ask: write the answer's sound to this WAV file"})
 
 
 def parse(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Settings:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import decode, gpu, memory, moe, train
+from bench import decode, gpu, latency, memory, moe, quantized, train
 
-BENCHES = {"memory": memory, "decode": decode, "moe": moe, "gpu": gpu, "train": train}
+BENCHES = {
+    "memory": memory,
+    "decode": decode,
+    "moe": moe,
+    "gpu": gpu,
+    "latency": latency,
+    "quantized": quantized,
+    "train": train,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -128,7 +128,7 @@ class Most:
         with clock.stage("encode"):
             prompt = self._prompt(messages)
         start = HEARD if prompt.has_speech else TEXT
-        reply = _Reply(clock, "" if prompt.has_speech else _last_text(messages), words=prompt.words)
+        reply = _Reply(clock, "" if prompt.has_speech else _last_text(messages), prompt)
         yield from self._reply(prompt, settings, start, reply, cancel, record_routing, knock_out)
 
     def answer(
@@ -241,7 +241,7 @@ class Most:
             sample_rate=self.vocoder.sample_rate if self.vocoder else SAMPLE_RATE,
             units=reply.units,
             heard=reply.heard.strip(),
-            words=reply.words,
+            words=reply.prompt.words if reply.prompt else [],  # only now: searching would delay the first sound
             confidence=math.exp(sum(said) / len(said)) if said else 0.0,
             finish_reason=running.finish_reason or "cancelled",
             trace=self._trace(recorder, running) if recorder else None,
@@ -283,10 +283,10 @@ class _Reply:
 
     clock: _Clock
     heard: str = ""
+    prompt: Prompt | None = None
     text: str = ""
     units: list[int] = field(default_factory=list)
     waves: list[np.ndarray] = field(default_factory=list)
-    words: list[Word] = field(default_factory=list)
 
     def wrote(self, piece: str, phase: str) -> HeardDelta | TextDelta:
         if phase == HEARD:

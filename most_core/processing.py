@@ -77,7 +77,12 @@ class Prompt:
     features: torch.Tensor | None = None
     has_speech: bool = False  # the last turn is spoken
     spans: list[tuple[str, int, int]] = field(default_factory=list)  # (role, turn, tokens), in order
-    words: list[Word] = field(default_factory=list)  # of the last clip, where the encoder can tell
+    heard: Encoded | None = None  # the last turn's last clip
+
+    @property
+    def words(self) -> list[Word]:
+        """Of the last clip, where the encoder can tell. Ask in good time: searching takes as long as encoding."""
+        return self.heard.words if self.heard is not None else []
 
 
 class MostProcessor:
@@ -144,7 +149,7 @@ class MostProcessor:
             ids,
             features=torch.cat(features) if features else None,
             has_speech=spoken,
-            words=heard.words if spoken and heard else [],
+            heard=heard if spoken else None,
             spans=[(role, turn, count) for (role, turn), count in zip(roles, counts)],
         )
 

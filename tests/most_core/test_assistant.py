@@ -183,6 +183,21 @@ def test_first_unit_comes_before_first_sound_and_the_end(reply):
     assert 0 < reply.timings["first_unit"] <= reply.timings["first_sound"] <= reply.timings["total"]
 
 
+def test_captions_are_searched_for_when_all_sound_is_out(most, wave, short, monkeypatch):
+    searched = []
+    encode = most.encoder.encode
+
+    def listened(sound):
+        encoded = encode(sound)
+        encoded.hear = lambda: searched.append("words") or []
+        return encoded
+
+    monkeypatch.setattr(most.encoder, "encode", listened)
+    for event in most.stream(wave, settings=short):
+        assert bool(searched) == isinstance(event, Done)
+    assert searched == ["words"]
+
+
 def test_a_reply_without_sound_has_all_stages_but_no_moment_of_sound(most):
     timings = most.answer("hello", settings=GenerationSettings(speak=False, max_sentence_tokens=3)).timings
     assert set(timings) == {*STAGES, "total"}
