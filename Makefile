@@ -12,7 +12,7 @@ export GRADIO_ANALYTICS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run test lint format bench train-ears train-mouth train-debug clean
+.PHONY: run test lint format bench train-nano train-ears train-mouth train-language train-debug clean
 
 run: $(USER_READY)
 	$(BIN)/python app.py $(ARGS)
@@ -35,6 +35,9 @@ bench: $(DEV_READY)
 	$(BIN)/python -m bench moe
 	$(BIN)/python -m bench train
 
+# The shipped model from nothing: ears, mouth, language model; six hours on two cores, stopped and continued at will.
+train-nano: train-ears train-mouth train-language
+
 # The ears of the shipped model, from nothing: hours on two cores; stopped anywhere, it continues (see the recipe).
 train-ears: $(DEV_READY)
 	train/recipes/ears.sh nano $(PEOPLE)
@@ -42,6 +45,10 @@ train-ears: $(DEV_READY)
 # The mouth from these ears, in an hour and a half on two cores.
 train-mouth: $(DEV_READY)
 	train/recipes/mouth.sh nano
+
+# The language model from these two, in two stages and under three hours on two cores, and all of its figures.
+train-language: $(DEV_READY)
+	train/recipes/language.sh nano $(PEOPLE)
 
 # Every step of every training once, in minutes: what comes out knows nothing, but all of it runs and fits together.
 train-debug: $(DEV_READY)

@@ -136,7 +136,10 @@ def test_stopped_by_the_clock_it_continues_to_the_same_end(lessons, tmp_path, mo
 
 
 def test_two_processes_continue_to_the_same_end(lessons, tmp_path):
-    settings, two = ["steps=4", "micro_batches=3", f"check={lessons}"], ["--threads", "2", "--device", "cpu"]
+    settings, two = (
+        ["steps=4", "micro_batches=3", "optimizer=muon", "precision=bfloat16", f"check={lessons}"],
+        ["--threads", "2", "--device", "cpu"],
+    )
     assert stage(lessons, tmp_path / "whole", *settings, options=two) == 0
     assert stage(lessons, tmp_path / "parts", *settings, options=[*two, "--minutes", "0.0001"]) == 1
     assert weights(tmp_path / "parts")["step"] == 1
