@@ -386,3 +386,14 @@ def test_a_vocabulary_of_something_else_is_refused(encoder, tmp_path):
     (tmp_path / "speech_encoder" / "vocab.json").write_text(json.dumps({**VOCAB, "c": "4"}))
     with pytest.raises(ValueError, match="must number its 5 characters"):
         SpeechEncoder.load(tmp_path)
+
+
+def test_rows_of_one_length_are_heard_as_if_alone(encoder):
+    rows = torch.randn(3, 16_000) * torch.tensor([[0.3], [0.1], [0.02]])
+    features, units = encoder.encode_rows(rows)
+    for row, its_features, its_units in zip(rows, features, units):
+        alone = encoder.encode(row)
+        torch.testing.assert_close(its_features, alone.features, rtol=1e-4, atol=1e-4)
+        assert (its_units.numpy() == alone.units).mean() > 0.95
+    with pytest.raises(ValueError, match="rows of 100 samples"):
+        encoder.encode_rows(rows[:, :100])

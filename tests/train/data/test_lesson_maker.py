@@ -9,6 +9,7 @@ from most_core.generation import DONE, HEARD, GenerationSettings, ReplyGrammar
 from most_core.processing import SPEAK, TRANSCRIBE, MostProcessor, train_small_tokenizer
 from most_core.speech import untrained_encoder
 from tests.train.conftest import FakeSynthesizer, spoken, write_folder
+from train.data.augment import Augmentation, Augmenter
 from train.data.conversations import Conversation, Stretch, Turn
 from train.data.lesson_maker import LessonMaker
 from train.data.lessons import Form, put_together
@@ -100,6 +101,39 @@ def test_a_recording_teaches_to_speak(maker, encoder, tmp_path):
     assert asked_and_said(maker, lesson) == [f"<bos><|user|>{SPEAK} hi there<|assistant|>", said]
     assert len(lesson.features) == 0
     np.testing.assert_array_equal(lesson.units, encoder.units(HI)[: len(lesson.units)])
+
+
+@pytest.fixture(scope="module")
+def augmenter():
+    """Without noise, so that only rooms, equalizers and the place in the row change what is heard."""
+    return Augmenter(Augmentation(noise=0, telephone=0), [])
+
+
+def test_what_a_microphone_got_is_heard_by_chance_alone(maker, encoder, tokenizer, augmenter):
+    away = LessonMaker(CONFIG, tokenizer, encoder, longest=500, augmenter=augmenter)
+    talks = [
+        Conversation(f"t/{i}", "here", "CC0", "train", (user(Stretch("hi", wave)), assistant(Stretch("sure", ANSWER))))
+        for i, wave in enumerate([MORE, HI] * 10)
+    ]
+    near = list(maker.lessons("speech_instructions", talks))
+    heard, again, other = (list(away.lessons("speech_instructions", talks, seed)) for seed in ((1,), (1,), (2,)))
+    assert [lesson.id for lesson in heard] == [lesson.id for lesson in near] == [talk.id for talk in talks]
+    for clean, lesson, same in zip(near, heard, again):
+        np.testing.assert_array_equal(lesson.features, same.features)
+        np.testing.assert_array_equal(lesson.ids, clean.ids)
+        assert lesson.clips[0] == len(lesson.features)
+        assert lesson.features.shape != clean.features.shape or (lesson.features != clean.features).any()
+        said = len(encoder.units(ANSWER))
+        np.testing.assert_array_equal(lesson.units[-said:], clean.units[-said:])  # the assistant sits in no room
+    assert any(a.features.shape != b.features.shape or (a.features != b.features).any() for a, b in zip(heard, other))
+
+
+def test_long_recordings_are_augmented_too(encoder, tokenizer, augmenter):
+    away = LessonMaker(CONFIG, tokenizer, encoder, longest=2000, augmenter=augmenter)
+    long = np.tile(MORE, 40 * 16_000 // len(MORE))
+    talk = Conversation("t", "here", "CC0", "train", (user(Stretch("so", long)), assistant(Stretch("sure"))))
+    (lesson,) = away.lessons("speech_instructions", [talk])
+    assert 40 * 25 / 1.3 < len(lesson.features) < 40 * 25 * 1.3
 
 
 def test_words_alone_are_all_to_be_said(maker, tmp_path):

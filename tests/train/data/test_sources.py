@@ -134,6 +134,15 @@ def test_several_places_of_a_task_keep_their_order(tmp_path, shards):
     assert list(opened) == ["text", "asr"]
 
 
+def test_a_place_may_count_several_times(shards):
+    (source,) = open_sources({"asr": [shards]}, {str(shards): 3})["asr"]
+    assert source.count == 72
+    assert [source.item(i).id for i in (0, 23, 24, 71)] == ["u0", "u23", "u0", "u23"]
+    assert len(list(source.texts())) == 24
+    with pytest.raises(ValueError, match=r"^times\.elsewhere is in none of the tasks"):
+        open_sources({"asr": [shards]}, {"elsewhere": 2})
+
+
 def refusal(task, path):
     with pytest.raises((ValueError, OSError), match=r"^[^\n]+$") as error:
         open_sources({task: [path]})
