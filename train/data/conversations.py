@@ -24,7 +24,10 @@ CUT = "assistant-cut"
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of a turn: its words and its sound, float32 at 16 kHz, or units that others made. Or neither."""
+    """A part of a turn: its words and its sound, float32 at 16 kHz, or units that others made. Or neither.
+
+    A user's sound without words is one in which nothing can be understood; of units without words nobody knows them.
+    """
 
     text: str
     wave: np.ndarray | None = None

@@ -103,20 +103,22 @@ class LessonMaker:
 
     def _messages(self, task: str, item: Conversation) -> tuple[list[Message], list[tuple[str, Stretch]]]:
         """A conversation as the processor takes it, and its clips in order, each with who is heard in it."""
-        messages, clips, heard = [], [], ""
+        messages, clips = [], []
+        heard: str | None = None  # nothing that is to be told; "": sound in which nothing can be understood
         for turn in item.turns:
             parts: list[dict[str, Any]] = []
             if turn.role != "assistant":
-                heard = ""
+                heard = None
                 for stretch in turn.stretches:
                     if task != "text_instructions" and _has_sound(stretch):
                         parts.append({"type": "audio", "audio": None})
                         clips.append(("user", stretch))
-                        heard = f"{heard} {stretch.text}".strip()
+                        if stretch.text or stretch.wave is not None:  # of units without text nobody knows the words
+                            heard = f"{heard or ''} {stretch.text}".strip()
                     else:
                         parts.append({"type": "text", "text": stretch.text})
             else:
-                if heard and task == "speech_instructions":
+                if heard is not None and task == "speech_instructions":
                     parts.append({"type": "heard", "text": heard})
                 for place, stretch in enumerate(turn.stretches):
                     if stretch.text:
@@ -124,7 +126,7 @@ class LessonMaker:
                     if task != "asr" and (_has_sound(stretch) or stretch.text in self.said):
                         parts.append({"type": "audio", "audio": None})
                         clips.append(("assistant", stretch))
-                heard = ""
+                heard = None
             messages.append({"role": turn.role, "content": parts})
         return messages, clips
 

@@ -196,12 +196,15 @@ class Synthesizer:
         ValueError for a text that is not in spoken form, SynthesisError if the engine fails twice or the sound is not
         speech of a plausible length, MissingEngine if it is not installed.
         """
-        plain = speakable(text)
+        return self.speak_as_written(speakable(text), voice)
+
+    def speak_as_written(self, text: str, voice: Voice) -> np.ndarray:
+        """The same of a text that is left as it is, for a voice that reads it: another language's, perhaps."""
         # Playing it `formants` times faster gives pitch and tempo back
         asked = replace(voice, pitch=voice.pitch / voice.formants, rate=voice.rate / voice.formants)
         for last in (False, True):
             try:
-                rate, samples = self._process(voice.engine).speak(plain, asked, time.monotonic() + self.timeout)
+                rate, samples = self._process(voice.engine).speak(text, asked, time.monotonic() + self.timeout)
                 return finish(samples, rate * voice.formants)
             except MissingEngine:
                 raise

@@ -7,6 +7,7 @@ import pytest
 
 from most_core import MostConfig
 from most_core.config import TokenTable
+from most_core.generation import DONE, HEARD, GenerationSettings, ReplyGrammar
 from most_core.processing import SPEAK, TRANSCRIBE, MostProcessor, train_small_tokenizer
 from most_core.speech import untrained_encoder
 from tests.train.conftest import FakeSynthesizer, spoken, write_folder
@@ -163,6 +164,28 @@ def test_a_question_that_is_only_written_is_not_said_to_be_heard(maker, encoder)
     assert asked_and_said(maker, lesson)[2:] == ["<|user|>More?<|assistant|>", "No.<eos>"]
     unanswered = lesson_of(maker, "speech_instructions", turns[0], turns[2], turns[1])
     assert asked_and_said(maker, unanswered)[1] == "Sure.<eos>"
+
+
+def test_of_a_sound_without_words_nothing_is_heard_and_that_is_told(maker, encoder):
+    sorry = "Sorry, I did not catch that."
+    maker.said = {sorry: np.array([3, 4], np.int32)}
+    lesson = lesson_of(maker, "speech_instructions", user(Stretch("", HI)), assistant(Stretch(sorry)))
+    asked = f"<bos><|user|>[Wave]({frames(encoder, HI)})[/Wave]<|assistant|>"
+    assert asked_and_said(maker, lesson) == [asked, f"[/Heard]{sorry}[Audio](2)[/Audio]<eos>"]
+    assert lessons_of(maker, "text_instructions", user(Stretch("", HI)), assistant(Stretch(sorry))) == []
+
+    # Each token of the reply is one that the model may choose when it answers a sound
+    taken = put_together(lesson, Form(), TABLE)
+    grammar = ReplyGrammar(CONFIG, maker.processor.special_ids, GenerationSettings(), start=HEARD)
+    for token in taken.ids[taken.targets].tolist():
+        assert grammar.bias()[token] == 0, maker.processor.spelling(token)
+        grammar.advance(token)
+    assert grammar.phase == DONE
+
+
+def test_units_without_words_are_not_said_to_hold_none(maker):
+    lesson = lesson_of(maker, "speech_instructions", user(READY), assistant(Stretch("Sure.")))
+    assert asked_and_said(maker, lesson)[1] == "Sure.<eos>"
 
 
 def test_what_was_heard_is_told_once(maker):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import islice, pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -12,6 +13,7 @@ from train.data.world import FAMILIES, TOPICS, exchange, exchanges
 from train.data.world.coffee import (
     DRINKS,
     MILK_AMOUNTS,
+    POLITE,
     ROASTS,
     SHOTS,
     SIZES,
@@ -19,6 +21,9 @@ from train.data.world.coffee import (
     Order,
     confirmation,
     order_phrases,
+    parse_order,
+    random_order,
+    random_phrase,
 )
 from train.data.world.facts import CAPITALS
 from train.data.world.grammar import HELD_OUT, PREFIXES, SUFFIXES, fill, with_article
@@ -298,6 +303,65 @@ def test_an_orders_phrases_are_the_whole_grammar():
         "brew an espresso",
         "can I get an espresso",
     ]
+
+
+def test_an_order_is_read_back_from_its_confirmation_and_every_phrase():
+    for seed in range(40):
+        order = random_order(Random(seed))
+        assert parse_order(confirmation(order)) == order
+        assert {parse_order(phrase) for phrase in order_phrases(order)} == {order}
+
+
+def test_an_order_is_read_back_from_polite_questions():
+    rng = Random(3)
+    for form in POLITE:
+        order = random_order(rng)
+        phrase = random_phrase(order, rng)
+        assert parse_order(form.format(order=phrase, bare=phrase.split(" ", 1)[1]).upper()) == order, form
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        (
+            "can i have a dark roast double shot iced coffee with a bit of brown sugar and some milk",
+            Order(None, "dark roast", "double shot", "iced coffee", "some milk", "a bit of brown sugar"),
+        ),
+        ("brew espresso", Order(None, None, None, "espresso", None, None)),
+        ("a medium roast coffee.", Order(None, "medium roast", None, "coffee", None, None)),
+        ("medium medium roast drip coffee", Order("medium", "medium roast", None, "drip coffee", None, None)),
+        ("I’d like an eight ounce latte!", Order("eight ounce", None, None, "latte", None, None)),
+        (
+            "hi, one mocha with a bit of soy milk, thank you.",
+            Order(None, None, None, "mocha", "a bit of soy milk", None),
+        ),
+    ],
+)
+def test_an_order_is_read_as_people_said_it(text, order):
+    assert parse_order(text) == order
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "what time is it?",
+        "one large, coming up.",
+        "can I have milk",
+        "a large small latte",
+        "a latte with",
+        "a latte with milk and",
+        "a latte with milk and cream",
+        "a latte with milk and sugar and milk",
+        "a latte with foam",
+        "a latte and a mocha",
+        "a latte 2",
+        "a green latte",
+        "please",
+    ],
+)
+def test_what_is_no_order_is_not_read_as_one(text):
+    assert parse_order(text) is None
 
 
 def test_coffee_questions_say_what_is_confirmed():

@@ -6,7 +6,8 @@ and "with" milk, sugar, or both in either order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from random import Random
@@ -136,3 +137,65 @@ FAMILIES = (
     ),
     Family("coffee", POLITE, "{confirmation}", _order_slots, value="{confirmation}", carriers=False),
 )
+
+BEFORE = {"size": SIZES, "roast": ROASTS, "number_of_shots": SHOTS}  # the drink, in any order
+AFTER = {"milk": MILK_AMOUNTS, "sugar": SUGAR_AMOUNTS}  # the drink and "with", in any order
+GREETINGS = ("hello", "hi", "hey", "good morning", "good afternoon", "good evening", "okay")
+ENDINGS = ("please", "thanks", "thank you", "coming up")
+
+
+def parse_order(text: str) -> Order | None:
+    """The order of a sentence of the grammar in any case, however it is opened; None if it is no such order.
+
+    A greeting, one of the openings here or none, and an article may come first, "please" and the like last. What the
+    grammar has no place for, and a slot that is given twice, make it no order, for half an order would be a wrong one.
+    """
+    words = re.findall(r"[\w']+", text.lower().replace("’", "'"))
+    while ending := _ending(words):
+        del words[-len(ending.split()) :]
+    for beginnings in (GREETINGS, _BEGINNINGS, ("a", "an", "one")):
+        _take(words, beginnings)
+    before, drink, after = _take_slots(words, BEFORE), _take(words, DRINKS), None
+    if drink and _take(words, ("with",)):
+        after = _take_slots(words, AFTER, joining="and")
+        drink = drink if after else None
+    if before is None or drink is None or words:
+        return None
+    slots = before | (after or {})
+    return Order(drink=drink, **{name: slots.get(name) for name in (*BEFORE, *AFTER)})
+
+
+def _beginnings() -> tuple[str, ...]:
+    """What may stand before "a latte": OPENINGS and what POLITE begins with, in lower case without commas."""
+    polite = (re.split(r"{order}|{bare}", form)[0].lower().replace(",", "").split() for form in POLITE)
+    found = {*(opening.lower() for opening in OPENINGS), *(" ".join(words) for words in polite)}
+    return tuple(sorted(found - {"one", ""}))
+
+
+_BEGINNINGS = _beginnings()
+
+
+def _ending(words: list[str]) -> str:
+    return next((ending for ending in ENDINGS if words[-len(ending.split()) :] == ending.split()), "")
+
+
+def _take(words: list[str], choices: Iterable[str]) -> str | None:
+    """Remove from the front of `words` the longest of `choices` that stands there, and return it."""
+    matching = [choice for choice in choices if words[: len(choice.split())] == choice.split()]
+    taken = max(matching, key=len, default=None)
+    if taken is not None:
+        del words[: len(taken.split())]
+    return taken
+
+
+def _take_slots(words: list[str], slots: Mapping[str, tuple[str, ...]], joining: str = "") -> dict[str, str] | None:
+    """Remove the slots that `words` begin with, `joining` between them; None if one comes twice or nothing follows."""
+    taken: dict[str, str] = {}
+    while value := _take(words, (value for values in slots.values() for value in values)):
+        name = next(name for name, values in slots.items() if value in values)
+        if name in taken:
+            return None
+        taken[name] = value
+        if joining and not _take(words, (joining,)):
+            return taken
+    return None if joining and taken else taken
