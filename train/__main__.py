@@ -30,6 +30,11 @@ COMMANDS = {
         "speak the users' turns of conversations: shards of conversations to train on",
         "python -m train dialogues --config dialogues-debug --out runs/debug/speech/dialogues",
     ),
+    "replies": (
+        "train.data.replies",
+        "make conversations of recorded orders, and of sounds that nobody can understand",
+        "python -m train replies --config replies-debug --out runs/debug/speech/replies",
+    ),
     "corpus": (
         "train.data.corpus",
         "read a corpus of recordings: shards of speech to train on",

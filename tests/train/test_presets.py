@@ -4,14 +4,16 @@ import pytest
 
 from train import encoder, prepare, stages, units, vocoder
 from train.config import PRESETS, load_config
-from train.data import dialogues, synthesize
+from train.data import dialogues, replies, synthesize
 
 COMMAND_OF = {
     "english": synthesize,
     "world": synthesize,
     "check": synthesize,
     "check-dialogues": dialogues,
+    "check-replies": replies,
     "dialogues": dialogues,
+    "replies": replies,
     "ears": encoder,
     "units": units,
     "vocoder": vocoder,
