@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import most_core
-from most_core import GenerationSettings, Message, Most
+from most_core import GenerationSettings, Message, Most, Reply
 from most_core.speech import SAMPLE_RATE, check_waveform
 from train.progress import Progress
 from train.workers import end_with_parent
@@ -113,14 +113,17 @@ def _in_worker(work: Callable[[Most, Any], Any], item: Any) -> Any:
     return work(_most, item)
 
 
-def _answer(most: Most, messages: Sequence[Message], settings: GenerationSettings = SILENT) -> Answer:
-    reply = most.answer(messages, settings=settings)
-    wave = check_waveform(reply.waveform, reply.sample_rate) if len(reply.waveform) else reply.waveform
-    return Answer(reply.text, reply.heard, reply.confidence, reply.finish_reason, wave)
+def _answer(most: Most, messages: Sequence[Message]) -> Answer:
+    return _judged(most.answer(messages, settings=SILENT))
 
 
 def _answer_aloud(most: Most, messages: Sequence[Message]) -> Answer:
-    return _answer(most, messages, ALOUD)
+    return _judged(most.answer(messages, settings=ALOUD))
+
+
+def _judged(reply: Reply) -> Answer:
+    wave = check_waveform(reply.waveform, reply.sample_rate) if len(reply.waveform) else reply.waveform
+    return Answer(reply.text, reply.heard, reply.confidence, reply.finish_reason, wave)
 
 
 def _transcribe(most: Most, wave: np.ndarray) -> str:

@@ -167,7 +167,8 @@ def run(
                 PARTS[part](exam)
             except ModuleNotFoundError as error:
                 exam.note(f"no figures of {part}, or not all: {error}")
-            shown[part] = [name for name in board.figures if name not in before]
+            # Bins of confidence are for the plot
+            shown[part] = [name for name in board.figures if name not in before and not name.startswith("calibration_")]
             print(f"{part}: {time.monotonic() - started:.0f} s", file=sys.stderr)
         _endless(exam)
     shown["replies"] = [name for name in ("endless",) if name in board.figures]
@@ -191,6 +192,7 @@ def _asr(exam: Exam) -> None:
                 [orders.slot_errors(text, clip.slots) for text, clip in zip(heard, utterances)], dtype=int
             )
             exam.board.add_rate("slot_wer_human", *errors.T)
+            exam.board.figures["n_slot_wer_human"] = len(utterances)
             texts = _order_transcripts(exam, utterances)
             if texts is None:
                 continue
@@ -240,6 +242,7 @@ def _qa(exam: Exam) -> None:
         exam.board.add_rate(
             f"heard_wer_{voices}", *word_errors([u.text for u in utterances], [answer.heard for answer in answers])
         )
+        exam.board.figures[f"n_heard_wer_{voices}"] = len(utterances)
         sure += [answer.confidence for answer in answers]
         right += hits.tolist()
     asked = [test_sets.question_of(index) for index in range(exam.at_most(test_sets.size_of("questions-seen")))]
@@ -295,7 +298,9 @@ def _speech(exam: Exam) -> None:
     candidates = answer_candidates([expected[row] for row in rows], known)
     answers = exam.answers("questions-seen")
     print(f"PocketSphinx listens to {len(rows)} answers", file=sys.stderr)
-    chosen = choose_all(candidates, [answers[row].wave for row in rows], exam.workers)
+    # What does not end is no answer, and would take minutes to listen to
+    waves = [answers[row].wave[: 0 if answers[row].finish_reason == "length" else None] for row in rows]
+    chosen = choose_all(candidates, waves, exam.workers)
     exam.board.add_share("qa_speech_seen", np.array([expected[row] == text for row, text in zip(rows, chosen)]))
     exam.board.figures["qa_speech_candidates"] = len(candidates)
     exam.note(
