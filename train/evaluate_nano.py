@@ -16,10 +16,12 @@ text      `text_loss_stageN`: what reading cost before training, after stage 1 a
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -49,6 +51,7 @@ from train.recognizer import choose_all, dictionary
 from train.scoreboard import Scoreboard
 from train.text_loss import held_out_texts, losses
 from train.word_errors import character_errors, same_words, word_errors
+from train.workers import end_with_parent
 
 SNRS = (24, 21, 18, 15, 12, 9, 6)
 VOICES = ("seen", "unseen")
@@ -212,7 +215,7 @@ def _order_transcripts(exam: Exam, clips: Sequence[Utterance]) -> list[str | Non
     """What was said in orders of which only the slots are written down, as PocketSphinx hears it in their grammar."""
     print(f"aligning {len(clips)} orders with PocketSphinx", file=sys.stderr)
     try:
-        found = orders.pocketsphinx_transcripts(clips)
+        found = _aligned(clips, exam.workers)
     except ModuleNotFoundError as error:
         exam.note(f"no asr_wer_human: {error}")
         return None
@@ -220,6 +223,15 @@ def _order_transcripts(exam: Exam, clips: Sequence[Utterance]) -> list[str | Non
         f"asr_*_human: words as PocketSphinx recovers them from slots and sound in {len(found)} of {len(clips)} orders"
     )
     return [found[clip.id].text if clip.id in found else None for clip in clips]
+
+
+def _aligned(clips: Sequence[Utterance], workers: int) -> dict[str, orders.Transcript]:
+    if workers == 1:
+        return orders.pocketsphinx_transcripts(clips)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
+        shares = pool.map(orders.pocketsphinx_transcripts, [clips[first::workers] for first in range(workers)])
+        return {name: found for share in shares for name, found in share.items()}
 
 
 def _qa(exam: Exam) -> None:
