@@ -17,6 +17,7 @@ from train.workers import end_with_parent
 
 LANGUAGE_WEIGHT = 7.5  # of the trigram's logarithms beside those of sound; PocketSphinx's own is 6.5
 WIDTH_ALONE = 5000  # paths it follows with its own language model: a sixth of the usual, and a third faster
+CHOICE_BEAMS = (1e-60, 1e-90)
 SILENCE_S = 0.2  # before and after, which sentences in its training had
 
 
@@ -30,6 +31,17 @@ def dictionary() -> frozenset[str]:
 def hear_all(language_model: Path, waves: Sequence[np.ndarray], workers: int = 2) -> list[str]:
     """The words heard in each sound, float32 at 16 kHz, by several processes."""
     return [" ".join(word.text for word in words) for words in _heard(language_model, waves, workers)]
+
+
+def choose_all(candidates: Sequence[str], waves: Sequence[np.ndarray], workers: int = 2) -> list[str]:
+    """Which of the candidates, words in lower case between spaces, is heard in each sound: "" where it is none.
+
+    It knows nothing but that one of them is said. Their words must all be in its dictionary.
+    """
+    _pocketsphinx()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start_choice, initargs=(tuple(candidates),)) as pool:
+        return list(pool.map(_choose, waves, chunksize=4))
 
 
 def words_of_all(waves: Sequence[np.ndarray], workers: int = 2) -> list[list[Word]]:
@@ -60,6 +72,35 @@ def _start(language_model: Path | None) -> None:
     end_with_parent()
     given = {"lm": str(language_model), "lw": LANGUAGE_WEIGHT} if language_model else {"maxhmmpf": WIDTH_ALONE}
     _decoder = _pocketsphinx().Decoder(**given, cmn="batch", loglevel="FATAL")
+
+
+_choices: tuple[list[Any], frozenset[str]]
+
+
+def _start_choice(candidates: tuple[str, ...]) -> None:
+    """Two decoders of one grammar: what the narrow beam loses, and few sounds are, the wide one looks for anew."""
+    global _choices
+    end_with_parent()
+    grammar = f"#JSGF V1.0;\ngrammar answers;\npublic <answer> = {' | '.join(candidates)};\n"
+    decoders = []
+    for beam in CHOICE_BEAMS:
+        wide = {"beam": beam, "pbeam": beam, "wbeam": beam}
+        decoders.append(_pocketsphinx().Decoder(lm=None, **wide, cmn="batch", loglevel="FATAL"))
+        decoders[-1].add_jsgf_string("answers", grammar)
+        decoders[-1].activate_search("answers")
+    _choices = decoders, frozenset(candidates)
+
+
+def _choose(wave: np.ndarray) -> str:
+    decoders, candidates = _choices
+    for decoder in decoders if len(wave) else ():
+        decoder.start_utt()
+        decoder.process_raw(prepared(wave), full_utt=True)
+        decoder.end_utt()
+        heard = decoder.hyp()
+        if heard is not None and heard.hypstr in candidates:  # not only the beginning of one
+            return heard.hypstr
+    return ""
 
 
 def _hear(wave: np.ndarray) -> list[Word]:

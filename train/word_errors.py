@@ -33,6 +33,23 @@ def verbatim_errors(said: Sequence[str], heard: Sequence[str]) -> tuple[np.ndarr
     if len(said) != len(heard):
         raise ValueError(f"{len(said)} utterances were said, but {len(heard)} heard: give one text for each")
     found = jiwer.process_words(list(said), list(heard))
+    return _counted(found, said), np.array([len(text.split()) for text in said], dtype=int)
+
+
+def character_errors(said: Sequence[str], heard: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(errors, characters) of each utterance, normalized as words are; the spaces between words count."""
+    normalize = _normalizer()
+    said, heard = [normalize(text) for text in said], [normalize(text) for text in heard]
+    return _counted(jiwer.process_characters(said, heard), said), np.array([len(text) for text in said], dtype=int)
+
+
+def same_words(said: Sequence[str], heard: Sequence[str]) -> np.ndarray:
+    """Whether each was heard without an error: equal after normalization."""
+    normalize = _normalizer()
+    return np.array([normalize(a) == normalize(b) for a, b in zip(said, heard, strict=True)], dtype=bool)
+
+
+def _counted(found: jiwer.WordOutput | jiwer.CharacterOutput, said: Sequence[str]) -> np.ndarray:
     errors = [
         sum(
             max(part.ref_end_idx - part.ref_start_idx, part.hyp_end_idx - part.hyp_start_idx)
@@ -41,7 +58,7 @@ def verbatim_errors(said: Sequence[str], heard: Sequence[str]) -> tuple[np.ndarr
         )
         for utterance in found.alignments
     ]
-    return np.array(errors[: len(said)], dtype=int), np.array([len(text.split()) for text in said], dtype=int)
+    return np.array(errors[: len(said)], dtype=int)
 
 
 @cache

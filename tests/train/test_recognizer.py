@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from train.data.voices import Synthesizer, Voice
-from train.recognizer import dictionary, hear_all, prepared, words_of_all
+from train.recognizer import choose_all, dictionary, hear_all, prepared, words_of_all
 from train.trigram import Trigram
 
 pytest.importorskip("pocketsphinx")
@@ -45,3 +45,12 @@ def test_with_its_own_language_it_tells_when_words_are_said_and_how_sure_it_is()
     assert all(0 <= word.confidence <= 1 for word in first)
     assert first[-1].confidence > 0.5
     assert len({word.confidence for word in first}) > 1
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+def test_it_tells_which_of_the_candidates_is_said():
+    said = ["the sky is blue", "seven plus five is twelve"]
+    with Synthesizer() as synthesizer:
+        waves = [synthesizer.speak(text, Voice("flite", "slt")) for text in said]
+    candidates = ["seven plus five is eleven", *said, "the sea is blue", "the sky is blue today"]
+    assert choose_all(candidates, [*waves, np.zeros(0, np.float32)], workers=1) == [*said, ""]

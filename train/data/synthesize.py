@@ -23,6 +23,7 @@ from train.data.utterance import Utterance
 from train.data.voices import LICENCES, SynthesisError, Synthesizer, Voice, check_engine
 
 VERSION = 1  # of texts, voices and their order: raise it when the same settings would give other speech
+SPARE = 1 << 40  # how much further the text lies that takes the place of one which no voice could speak
 TextOf = Callable[["Config", int], tuple[str, str]]
 
 
@@ -67,7 +68,7 @@ def utterance(synthesizer: Synthesizer, config: Config, shard: int, row: int, te
     index = shard * config.utterances_per_shard + row
     for attempt in range(ATTEMPTS):
         # A text that no voice can speak, being too long perhaps, must not hold up the shard: another, far away
-        words, task = text_of(config, index + (1 << 40 if attempt >= ATTEMPTS // 2 else 0))
+        words, task = text_of(config, index + (SPARE if attempt >= ATTEMPTS // 2 else 0))
         speaker = voice(config, index, attempt)
         try:
             wave = synthesizer.speak(words, speaker)

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,15 +26,15 @@ def small(monkeypatch):
     monkeypatch.delenv(test_sets.HUMAN_VARIABLE, raising=False)
 
 
-def speak(config, folder, *_):
+def speak(config, folder, _=None, text_of=test_sets.text_of):
     """What `synthesize.run` does, with a hum for a voice."""
 
     def utterance(row):
-        text, task = test_sets.text_of(config, row)
+        text, task = text_of(config, row)
         speaker = synthesize.voice(config, row, 0).speaker
         return Utterance(f"t/{row}/0", speaker, text, np.full(3200, 0.1, np.float32), "", "", "test", task)
 
-    write_shard(folder / "speech-00000.arrow", map(utterance, range(UTTERANCES)))
+    write_shard(folder / "speech-00000.arrow", map(utterance, range(config.shards * config.utterances_per_shard)))
     write_manifest(folder, [describe_shard(folder / "speech-00000.arrow")], config.generator)
     return 0
 
@@ -129,3 +130,40 @@ def test_without_human_clips_one_is_told_where_they_are(tmp_path, monkeypatch):
     assert test_sets.human_folder(None) == tmp_path
     with pytest.raises(FileNotFoundError, match="no is no folder"):  # asked for by name: not to be passed over
         test_sets.load("human", human=tmp_path / "no")
+
+
+@pytest.fixture
+def spoken(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthesize, "run", speak)
+    return tmp_path
+
+
+def test_questions_are_of_all_topics_and_both_voices_ask_as_many_of_each(spoken):
+    utterances = test_sets.load("questions-unseen", spoken)
+    asked = test_sets.exchanges_of("questions-unseen", utterances)
+    assert [item.question for item in asked] == [utterance.text for utterance in utterances]
+    voices = [utterance.speaker.split("/")[1] for utterance in utterances]
+    assert set(Counter(zip(voices, (item.topic for item in asked))).values()) == {5}
+    assert set(Counter(item.topic for item in asked[:32]).values()) == {1}
+    kinds = Counter(zip(voices, (item.held_out for item in asked)))
+    assert kinds["rms", "value"] == kinds["ked_diphone", "value"] == 75  # two topics have held-out templates alone
+    assert kinds["rms", "template"] == kinds["ked_diphone", "template"] == 85
+    assert len({(spoken_letters(item.question), item.history) for item in asked}) == len(asked) == 320
+    assert all(item.history for item in asked if item.topic == "follow-ups")
+    assert asked == test_sets.exchanges_of("questions-seen", test_sets.load("questions-seen", spoken))
+
+
+def test_orders_differ_and_have_their_confirmations(spoken):
+    asked = test_sets.exchanges_of("orders-seen", test_sets.load("orders-seen", spoken))
+    assert len({spoken_letters(item.question) for item in asked}) == len(asked) == 150
+    assert all(item.answer.startswith("One ") and item.topic == "coffee" for item in asked)
+
+
+def test_a_question_that_no_voice_could_speak_is_known_by_its_place(spoken):
+    utterances = test_sets.load("questions-seen", spoken)
+    spare = test_sets.question_of(7 + synthesize.SPARE)
+    moved = [*utterances[:7], replace(utterances[7], text=spare.question), *utterances[8:]]
+    assert spare.question != utterances[7].text
+    assert test_sets.exchanges_of("questions-seen", moved)[7] == spare
+    with pytest.raises(ValueError, match="utterance 7 of 'questions-seen' is not what the grammar asks"):
+        test_sets.exchanges_of("questions-seen", [*utterances[:7], utterances[8]])
