@@ -31,8 +31,8 @@ def read_question(given: str) -> Question:
         raise ValueError(f"--ask {given}: this is a folder; give a recording or a question in quotes")
     if os.path.exists(given):  # not pathlib's, which fails on long questions
         samples, rate = read_sound(given)
-        if not np.any(samples):
-            raise ValueError(f"{given} holds no sound: it is empty or silent throughout")
+        if not len(samples):
+            raise ValueError(f"{given} holds no sound: it is empty")
         return Question(sound=(samples, rate))
     if Path(given).suffix.lower() in SOUND_SUFFIXES:
         raise FileNotFoundError(f"there is no recording {given}: correct the path after --ask")
