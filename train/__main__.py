@@ -88,13 +88,22 @@ EVALUATIONS = {
         "word errors of an independent recognizer, likeness, speed",
         "python -m train evaluate mouth --model assets/nano --json",
     ),
+    "routing": (
+        "train.evaluate_routing",
+        "whether experts are used evenly, what they are for, what the mask takes away",
+        "python -m train evaluate routing --model assets/nano --json",
+    ),
     "voices": (
         "train.evaluate_voices",
         "which synthetic voice is understood best and easiest to make of units",
         "python -m train evaluate voices --model assets/nano",
     ),
 }
-EARS_ALONE = ("data", "human", "only")  # options that only `evaluate ears` has a use for
+MEANT_FOR = {  # options that not every evaluation has a use for
+    "data": ("ears", "routing"),
+    **dict.fromkeys(("human", "only"), ("ears",)),
+    "count": ("routing",),
+}
 EPILOG = """examples, in the order of a training:
 {examples}
 
@@ -158,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
         "--human", type=Path, metavar="FOLDER", help="recorded coffee orders (default: $MOST_HUMAN_SPEECH)"
     )
     command.add_argument("--only", nargs="+", metavar="SET", help="only these of: seen, unseen, human")
+    command.add_argument("--count", type=_positive(int), metavar="N", help="routing: at most N questions of each kind")
     command.add_argument("--out", type=Path, metavar="FILE", help="a figures.json to put the figures into")
     return top
 
@@ -188,12 +198,12 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.command == "evaluate":
         options = RunOptions(threads=args.threads, device=args.device)
-        if args.what != "ears" and (given := [name for name in EARS_ALONE if getattr(args, name) is not None]):
-            raise ValueError(f"--{given[0]} is for `evaluate ears`: leave it out of `evaluate {args.what}`")
+        own = {name: getattr(args, name) for name, kinds in MEANT_FOR.items() if args.what in kinds}
+        if given := [name for name in MEANT_FOR if name not in own and getattr(args, name) is not None]:
+            kinds = " and ".join(f"`evaluate {kind}`" for kind in MEANT_FOR[given[0]])
+            raise ValueError(f"--{given[0]} is for {kinds}: leave it out of `evaluate {args.what}`")
         evaluation = importlib.import_module(EVALUATIONS[args.what][0])
-        if args.what == "ears":
-            return evaluation.run(args.model, args.json, options, args.data, args.only, args.human, args.out)
-        return evaluation.run(args.model, args.json, options, args.out)
+        return evaluation.run(args.model, args.json, options, out=args.out, **own)
     path = find_config(args.config) if args.config else None
     command = importlib.import_module(COMMANDS[args.command][0])
     config = load_config(command.Config, path, args.set)

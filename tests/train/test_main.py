@@ -24,7 +24,7 @@ class Config:
 def command(monkeypatch):
     """A stand-in for every command's module: keeps the arguments it ran with, and does what `.act` says."""
     fake = SimpleNamespace(Config=Config, ran=[], act=lambda: 0)
-    fake.run = lambda *args: fake.ran.append(args) or fake.act()
+    fake.run = lambda *args, **more: fake.ran.append((*args, more) if more else args) or fake.act()
     for module, *_ in [*cli.COMMANDS.values(), *cli.EVALUATIONS.values()]:
         monkeypatch.setitem(sys.modules, module, fake)
     monkeypatch.delenv("MOST_DEBUG", raising=False)
@@ -65,19 +65,27 @@ def test_ears_are_evaluated(command):
     assert cli.main(["evaluate", "ears"]) == 0
     flags = ["--model", "m", "--json", "--data", "d", "--only", "seen", "human", "--threads", "1", "--device", "cuda"]
     assert cli.main(["evaluate", "ears", *flags, "--human", "h", "--out", "f.json"]) == 0
-    options = RunOptions(threads=1, device="cuda")
+    options, out = RunOptions(threads=1, device="cuda"), Path("f.json")
     assert command.ran == [
-        (Path("assets/nano"), False, RunOptions(), None, None, None, None),
-        (Path("m"), True, options, Path("d"), ["seen", "human"], Path("h"), Path("f.json")),
+        (Path("assets/nano"), False, RunOptions(), dict.fromkeys(("data", "only", "human", "out"))),
+        (Path("m"), True, options, {"data": Path("d"), "only": ["seen", "human"], "human": Path("h"), "out": out}),
     ]
 
 
 def test_the_mouth_is_evaluated_without_what_is_for_ears(command, capsys):
     assert cli.main(["evaluate", "mouth", "--model", "m", "--json", "--threads", "1", "--out", "f.json"]) == 0
-    assert command.ran == [(Path("m"), True, RunOptions(threads=1), Path("f.json"))]
+    assert command.ran == [(Path("m"), True, RunOptions(threads=1), {"out": Path("f.json")})]
     assert cli.main(["evaluate", "mouth", "--only", "seen"]) == 2
-    assert capsys.readouterr().err.startswith("error: --only is for `evaluate ears`")
+    assert capsys.readouterr().err.startswith("error: --only is for `evaluate ears`: leave it out")
+    assert cli.main(["evaluate", "ears", "--count", "3"]) == 2
+    assert capsys.readouterr().err == "error: --count is for `evaluate routing`: leave it out of `evaluate ears`\n"
     assert len(command.ran) == 1
+
+
+def test_routing_is_evaluated(command):
+    assert cli.main(["evaluate", "routing", "--count", "5", "--data", "d"]) == 0
+    given = {"data": Path("d"), "count": 5, "out": None}
+    assert command.ran == [(Path("assets/nano"), False, RunOptions(), given)]
 
 
 def test_the_status_of_a_command_is_the_status(command):
