@@ -14,7 +14,7 @@ import numpy as np
 from most_core.trace_files import NO_EXPERT
 
 BLOCK = 100  # tokens that are moved together: 4 s of sound, several sentences of text
-PERMUTATIONS = 200
+PERMUTATIONS, BLOCKS = 200, 10  # of fewer blocks too many orders are nearly the one that there was
 UNKNOWN = -1  # class of a token that is not judged
 FEWEST, LIFT = 20, 1.2  # tokens of a class that a specialist must lead in, and how much more often than elsewhere
 
@@ -130,7 +130,7 @@ def specialisation(
     """Of one layer; None where there is nothing to tell apart, or too few tokens to move blocks of them."""
     known = (classes_T != UNKNOWN) & (strongest_T != NO_EXPERT)
     experts, classes, chosen = strongest_T[known].astype(int), classes_T[known], chosen_TK[known]
-    if len(classes) < 2 * block or len(np.unique(classes)) < 2:
+    if len(classes) < BLOCKS * block or len(np.unique(classes)) < 2:
         return None
     mi, rng = mutual_information(experts, classes), np.random.default_rng(0)
     by_chance = [mutual_information(experts, moved_blocks(classes, rng, block)) for _ in range(PERMUTATIONS)]

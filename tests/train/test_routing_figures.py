@@ -139,6 +139,6 @@ def test_unknown_classes_do_not_count_and_too_few_tokens_tell_nothing():
     strongest = np.tile([0, 1], 300).astype(np.uint8)
     classes = np.tile([0, 1], 300)
     classes[400:] = UNKNOWN
-    assert specialisation(strongest[:, None], strongest, classes).tokens == 400
-    assert specialisation(strongest[:150, None], strongest[:150], classes[:150]) is None
-    assert specialisation(strongest[:, None], strongest, np.zeros(600, int)) is None
+    assert specialisation(strongest[:, None], strongest, classes, block=40).tokens == 400
+    assert specialisation(strongest[:399, None], strongest[:399], classes[:399], block=40) is None
+    assert specialisation(strongest[:, None], strongest, np.zeros(600, int), block=40) is None
