@@ -93,6 +93,11 @@ EVALUATIONS = {
         "the whole assistant: transcripts, spoken questions, orders, controls, honesty",
         "python -m train evaluate nano --model assets/nano --json",
     ),
+    "routing": (
+        "train.evaluate_routing",
+        "whether experts are used evenly, what they are for, what the mask takes away",
+        "python -m train evaluate routing --model assets/nano --json",
+    ),
     "voices": (
         "train.evaluate_voices",
         "which synthetic voice is understood best and easiest to make of units",
@@ -100,8 +105,10 @@ EVALUATIONS = {
     ),
 }
 MEANT_FOR = {  # options that not every evaluation has a use for
-    **dict.fromkeys(("data", "human", "only"), ("ears", "nano")),
-    **dict.fromkeys(("count", "stage1", "stage2", "plot"), ("nano",)),
+    "data": ("ears", "nano", "routing"),
+    **dict.fromkeys(("human", "only"), ("ears", "nano")),
+    "count": ("nano", "routing"),
+    **dict.fromkeys(("stage1", "stage2", "plot"), ("nano",)),
 }
 EPILOG = """examples, in the order of a training:
 {examples}
@@ -171,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="ears: only these of seen, unseen, human; nano: of asr, qa, speech, tts, orders, controls, honesty, text",
     )
-    command.add_argument("--count", type=_positive(int), metavar="N", help="nano: at most N of each test set")
+    command.add_argument("--count", type=_positive(int), metavar="N", help="nano, routing: at most N of each set")
     for stage in ("stage1", "stage2"):
         command.add_argument(
             f"--{stage}", type=Path, metavar="FOLDER", help=f"nano: weights after {stage}, for the loss of text"

@@ -205,7 +205,8 @@ def _muon(config: Config, model: nn.Module) -> Muon:
         {"params": rows, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
-    return Muon(groups, lr=config.learning_rate, betas=config.betas)
+    # a dense model has no stacked pairs, and processes have nothing to tell each other of none
+    return Muon([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas)
 
 
 def take_step(

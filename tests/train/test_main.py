@@ -78,7 +78,10 @@ def test_the_mouth_is_evaluated_without_what_is_for_ears(command, capsys):
     assert cli.main(["evaluate", "mouth", "--only", "seen"]) == 2
     assert capsys.readouterr().err.startswith("error: --only is for `evaluate ears` and `evaluate nano`: leave it out")
     assert cli.main(["evaluate", "ears", "--count", "3"]) == 2
-    assert capsys.readouterr().err == "error: --count is for `evaluate nano`: leave it out of `evaluate ears`\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --count is for `evaluate nano` and `evaluate routing`: leave it out of `evaluate ears`\n"
+    )
     assert len(command.ran) == 1
 
 
@@ -88,6 +91,12 @@ def test_nano_is_evaluated_in_parts(command):
     [(model, as_json, _, given)] = command.ran
     assert (model, as_json, given["only"], given["count"]) == (Path("assets/nano"), False, ["qa,orders", "text"], 5)
     assert (given["stage1"], given["stage2"], given["plot"]) == (Path("s"), None, Path("p.png"))
+
+
+def test_routing_is_evaluated(command):
+    assert cli.main(["evaluate", "routing", "--count", "5", "--data", "d"]) == 0
+    given = {"data": Path("d"), "count": 5, "out": None}
+    assert command.ran == [(Path("assets/nano"), False, RunOptions(), given)]
 
 
 def test_the_status_of_a_command_is_the_status(command):

@@ -147,6 +147,14 @@ def test_two_processes_continue_to_the_same_end(lessons, tmp_path):
     assert same(weights(tmp_path / "whole")["weights"], weights(tmp_path / "parts")["weights"])
 
 
+def test_muon_has_no_empty_group_for_a_dense_model(make_model):
+    """Of which several processes could not tell each other the steps."""
+    for model, groups in ((make_model(), 4), (make_model(feed_forward="dense"), 3)):
+        made = stages.make_optimizer(Config(start="tiny", optimizer="muon"), model).param_groups
+        assert [bool(group["params"]) for group in made] == [True] * groups
+        assert sum(len(group["params"]) for group in made) == len(list(model.parameters()))
+
+
 def test_sharded_by_a_launcher_they_learn_the_same(lessons, tmp_path):
     """As `torchrun -m train stage1` does it, stopped and continued: weights spread over two processes."""
     settings = ["steps=4", f"check={lessons}", "checkpoint_every=2"]
