@@ -123,11 +123,12 @@ def _sum_over_padded(
     places = torch.arange(len(order)) + gaps.repeat_interleave(rows)
     tokens = torch.full((int(padded.sum()),), count).index_copy_(0, places, order // k)
     weights = weights_NK.new_zeros(len(tokens), 1).index_copy(0, places, weights_NK.reshape(-1)[order, None])
+    # embedding, not indexing: its backward adds rows up three times as fast
     with_zeros = torch.cat([hidden_NH.to(dtype), hidden_NH.new_zeros(1, hidden_NH.shape[1], dtype=dtype)])
-    parts = zip(spans, with_zeros[tokens].split(padded.tolist()), weights.to(dtype).split(padded.tolist()))
+    parts = zip(spans, F.embedding(tokens, with_zeros).split(padded.tolist()), weights.to(dtype).split(padded.tolist()))
     made = torch.cat([expert(e, part, weight) for (e, _, _), part, weight in parts])
     back = torch.empty_like(order).index_copy_(0, order, places)
-    return made[back].view(count, k, -1).sum(1).to(hidden_NH.dtype)
+    return F.embedding(back, made).view(count, k, -1).sum(1).to(hidden_NH.dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register("most", most_experts_forward)
