@@ -120,7 +120,7 @@ class LessonMixture(torch.utils.data.Dataset):
         shares = self.shares[task]
         bucket = self.buckets[task][int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
         lessons = self.lessons[task]
-        count = max(1, self.tokens // int(lessons.lengths[bucket[-1]]))
+        count = max(1, self.tokens // _rounded(int(lessons.lengths[bucket[-1]])))
         chosen = [lessons[int(row)] for row in bucket[rng.integers(len(bucket), size=count)]]
         taken = [put_together(lesson, self._form(task, rng), self.table) for lesson in chosen]
         taken = [each._replace(features=self._disturbed(each.features, rng)) for each in taken]
@@ -155,7 +155,7 @@ class LessonMixture(torch.utils.data.Dataset):
 def padded(task: str, taken: list[Sequence], names: list[str], pad: int) -> Batch:
     """Sequences side by side, the shorter ones filled up at their ends."""
     length, frames = max(len(each.ids) for each in taken), max(len(each.features) for each in taken)
-    length = -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    length = _rounded(length)
     ids = np.full((len(taken), length), pad, np.int64)
     targets, valid = np.zeros((2, len(taken), length), bool)
     features = np.zeros((len(taken), frames, taken[0].features.shape[1]), np.float32) if frames else None
@@ -165,3 +165,7 @@ def padded(task: str, taken: list[Sequence], names: list[str], pad: int) -> Batc
             features[row, : len(each.features)] = each.features
     tensors = (torch.from_numpy(each) for each in (ids, targets, valid))
     return Batch(task, *tensors, None if features is None else torch.from_numpy(features), names)
+
+
+def _rounded(length: int) -> int:
+    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
