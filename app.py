@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Before torch is: else its threads wait for each other at full speed, ten times as long where others want the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from app.settings import SHIPPED_MODEL, Settings, parse
+from app.settings import Settings, parse
 
 if TYPE_CHECKING:
     from most_core import Most
@@ -36,7 +36,7 @@ def main(settings: Settings) -> int:
         return 2
     from app import page
 
-    blocks = page.build(most, _trained(settings))
+    blocks = page.build(most)
     try:
         blocks.queue(default_concurrency_limit=1).launch(
             server_name=settings.host, server_port=settings.port, max_file_size="20mb", quiet=False
@@ -53,33 +53,21 @@ def _ask(settings: Settings) -> None:
     if settings.out:
         ask.check_out(Path(settings.out))
     question = ask.read_question(settings.ask)
-    if not _trained(settings) and Path(settings.model) == SHIPPED_MODEL:
-        raise ValueError(f"{SHIPPED_MODEL} has no decoder yet: --ask needs a checkpoint (--model)")
     reply = ask.answer(_load(settings), question)
     print(ask.told(reply, spoken=question.sound is not None))
     if settings.out:
         ask.write_sound(reply, Path(settings.out))
 
 
-def _trained(settings: Settings) -> bool:
-    return (Path(settings.model) / "config.json").is_file()
-
-
 def _load(settings: Settings) -> Most:
-    """The model asked for, or an untrained one as long as none is shipped; ValueError or OSError if it cannot be."""
+    """The model asked for; ValueError or OSError if it cannot be loaded."""
     import torch
 
     import most_core
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    if _trained(settings) or Path(settings.model) != SHIPPED_MODEL:
-        most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None)
-    elif settings.quantize or settings.device not in ("auto", "cpu"):
-        raise ValueError(f"{SHIPPED_MODEL} has no decoder yet: --device and --quantize need a checkpoint (--model)")
-    else:
-        print(f"{SHIPPED_MODEL} has no decoder yet: opening an untrained model of the same shape")
-        most = most_core.untrained("nano")
+    most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None)
     small = most.model.device.type == "cpu" and sum(p.numel() for p in most.model.parameters()) < SMALL
     if small and not settings.threads:
         torch.set_num_threads(1)

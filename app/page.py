@@ -12,16 +12,10 @@ from most_core import GenerationSettings, Most
 
 MAX_SECONDS = 60
 TITLE = "MoST, a speech-text mixture of experts"
-UNTRAINED = (
-    "**These are random weights.** The whole model runs (encoder, experts, decoder, vocoder), but what it says and "
-    "sings is babble until a trained checkpoint stands in its place."
-)
 
 
-def build(most: Most, trained: bool) -> gr.Blocks:
-    """A Blocks page over a loaded model."""
-    settings = GenerationSettings() if trained else GenerationSettings(max_sentence_units=75, max_sentence_tokens=12)
-
+def build(most: Most, settings: GenerationSettings | None = None) -> gr.Blocks:
+    """A Blocks page over a loaded model, whose replies obey `settings`."""
     options = {"settings": settings, "record_routing": bool(most.config.moe_layers)}
 
     def ask(text: str, recording: str | None) -> tuple[str, str, tuple[int, np.ndarray] | None, Any]:
@@ -47,7 +41,7 @@ def build(most: Most, trained: bool) -> gr.Blocks:
         return reply.heard, reply.text, sound, facts
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown(f"# {TITLE}" + ("" if trained else f"\n\n{UNTRAINED}"))
+        gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column():
                 text = gr.Textbox(label="Type a question", lines=2, max_length=2000)

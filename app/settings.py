@@ -7,16 +7,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-SHIPPED_MODEL = Path("assets/nano")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Fields with help become flags: `--host`, or MOST_HOST in the environment. Flags win."""
 
-    model: str = field(default=str(SHIPPED_MODEL), metadata={"help": "checkpoint folder"})
+    model: str = field(default="assets/nano", metadata={"help": "checkpoint folder"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
     quantize: str = field(default="", metadata={"help": "int8 or nf4; the experts are quantized too"})
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen on"})

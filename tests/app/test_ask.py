@@ -100,11 +100,6 @@ def test_a_place_that_cannot_be_written_is_told_first(capsys, tmp_path):
     assert "--ask" in refused(capsys, Settings(model="not looked at", out=str(tmp_path / "reply.wav")))
 
 
-def test_without_a_decoder_nothing_is_asked(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert "assets/nano has no decoder yet: --ask needs" in refused(capsys, Settings(ask="hello"))
-
-
 def test_an_answer_without_sound_leaves_no_file(tmp_path):
     reply = most_core.untrained("tiny").answer("hello", settings=most_core.GenerationSettings(speak=False))
     with pytest.raises(ValueError, match="has no sound"):

@@ -20,7 +20,8 @@ _spec.loader.exec_module(start)
 
 @pytest.fixture(scope="module")
 def client():
-    blocks = page.build(most_core.untrained("tiny"), trained=False)
+    short = most_core.GenerationSettings(max_sentence_units=75, max_sentence_tokens=12)
+    blocks = page.build(most_core.untrained("tiny"), short)
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", share=False)
     yield Client(url, verbose=False)
     blocks.close()
@@ -59,25 +60,19 @@ def test_eight_channels_are_refused_in_words(client, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(quantize="int4"), "need a checkpoint"),
-        (Settings(device="cuda:9"), "need a checkpoint"),
+        (Settings(), "there is no folder assets/nano"),
         (Settings(model="nowhere"), "there is no folder nowhere"),
+        (Settings(model="ears"), "no config.json in ears"),
     ],
 )
 def test_what_cannot_be_opened_is_told_in_one_line(settings, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where nothing has been shipped
+    monkeypatch.chdir(tmp_path)
+    Path("ears/speech_encoder").mkdir(parents=True)
     assert start.main(settings) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-
-
-def test_speech_parts_without_a_decoder_are_no_trained_model(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("assets/nano/speech_encoder").mkdir(parents=True)
-    assert start.main(Settings(quantize="nf4")) == 2
-    assert "assets/nano has no decoder yet" in capsys.readouterr().err
 
 
 def test_an_upload_that_is_no_sound_is_refused_in_words(client, tmp_path):
