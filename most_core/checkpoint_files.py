@@ -17,9 +17,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 SAFETENSORS = ".safetensors"
 Shape = tuple[int, ...]
+WORTH_A_BAR = 1_000_000_000  # bytes of weights: what takes seconds to load shows its progress
+
+
+@contextmanager
+def no_needless_bars(folder: Path) -> Iterator[None]:
+    """transformers draws a progress bar for every load; not in here, unless the folder's weights are large."""
+    large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) >= WORTH_A_BAR
+    if large or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from most_core.assistant import Most
-from most_core.checkpoint_files import read_json
+from most_core.checkpoint_files import no_needless_bars, read_json
 from most_core.config import MostConfig
 from most_core.decoder import Decoder, LeanDecoder, ModuleDecoder
 from most_core.graph_decoder import GraphDecoder
@@ -137,7 +137,8 @@ def load_decoder(
         options["device_map"] = {"": device}
     # transformers lists the layers that no tensor-parallel plan splits, on every load and for every model.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-    model = MostForCausalLM.from_pretrained(folder, **options).eval()
+    with no_needless_bars(folder):
+        model = MostForCausalLM.from_pretrained(folder, **options).eval()
     if getattr(model, "is_quantized", False):
         _make_usable_on_cpu(model)
     return model

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from scipy.signal import resample_poly
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from most_core.checkpoint_files import read_json, read_tensors
+from most_core.checkpoint_files import no_needless_bars, read_json, read_tensors
 from most_core.word_search import WordModel, WordSearch
 
 SAMPLE_RATE = 16_000
@@ -402,9 +402,10 @@ def load_hubert(folder: Path, dtype: torch.dtype | None = None) -> HubertModel:
     level = log.level
     log.setLevel(logging.ERROR)  # or it would print a table of what the errors below say in a line
     try:
-        model, found = HubertModel.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with no_needless_bars(folder):
+            model, found = HubertModel.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except StrictDataclassError as error:
         raise ValueError(f"{folder / 'config.json'} describes no HuBERT: {' '.join(str(error).split())}") from None
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from most_core.checkpoint_files import no_needless_bars
 from most_core.config import MostConfig
 from most_core.model import MostForCausalLM
 
@@ -32,6 +33,7 @@ def shape_of(start: str, changes: Mapping[str, Any]) -> MostConfig:
 def starting_model(start: str, changes: Mapping[str, Any], seed: int) -> MostForCausalLM:
     """The model with the weights that a run begins with, in float32."""
     if Path(start).is_dir():
-        return MostForCausalLM.from_pretrained(start, dtype=torch.float32)
+        with no_needless_bars(Path(start)):
+            return MostForCausalLM.from_pretrained(start, dtype=torch.float32)
     torch.manual_seed(seed)
     return MostForCausalLM(shape_of(start, changes)).float()

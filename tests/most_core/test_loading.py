@@ -75,6 +75,14 @@ def test_a_saved_assistant_loads_exactly(most, saved, wave, short):
     assert (ours.waveform == theirs.waveform).all()
 
 
+def test_small_models_load_without_a_progress_bar(saved, capfd, monkeypatch):
+    most_core.load(saved, device="cpu")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("most_core.checkpoint_files.WORTH_A_BAR", 1)
+    most_core.load(saved, device="cpu")
+    assert "Loading weights" in capfd.readouterr().err
+
+
 def test_a_loaded_model_is_in_eval_mode_and_float32_on_the_cpu(saved):
     model = load_decoder(saved, device="cpu")
     assert not model.training
