@@ -46,7 +46,7 @@ train-ears: $(DEV_READY)
 train-mouth: $(DEV_READY)
 	train/recipes/mouth.sh nano
 
-# The language model from these two, in two stages and under three hours on two cores, and all of its figures.
+# The language model from these two, in two stages: four hours on two cores with all that is spoken for it, and its figures.
 train-language: $(DEV_READY)
 	train/recipes/language.sh nano $(PEOPLE)
 

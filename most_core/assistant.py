@@ -64,7 +64,7 @@ class RoutingDelta:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished reply. `confidence` is the geometric mean probability of the answer's words; `timings` are
+    """A finished reply. `confidence` is the probability of the least sure word heard or answered; `timings` are
     milliseconds: stages (encode, prefill, heard, text, units, vocoder) and moments since the start (first_unit,
     first_sound, total; a silent reply has no first ones)."""
 
@@ -233,8 +233,6 @@ class Most:
             yield from _routed(recorder)
 
     def _finished(self, reply: _Reply, running: Generation, recorder: RoutingRecorder | None) -> Reply:
-        words = range(self.tokens.first_unit)
-        said = [t.logprob for t in running.tokens if t.phase == TEXT and t.id in words and t.id not in running.stop_ids]
         return Reply(
             text=reply.text.strip(),
             waveform=np.concatenate(reply.waves) if reply.waves else np.zeros(0, np.float32),
@@ -242,11 +240,18 @@ class Most:
             units=reply.units,
             heard=reply.heard.strip(),
             words=reply.prompt.words if reply.prompt else [],  # only now: searching would delay the first sound
-            confidence=math.exp(sum(said) / len(said)) if said else 0.0,
+            confidence=self._confidence(running),
             finish_reason=running.finish_reason or "cancelled",
             trace=self._trace(recorder, running) if recorder else None,
             timings=reply.clock.timings(),
         )
+
+    def _confidence(self, running: Generation) -> float:
+        """A chain is as strong as its weakest link: of several measures, this one met the share of right answers."""
+        heard = [t.logprob for t in running.tokens if t.phase == HEARD]
+        words = range(self.tokens.first_unit)
+        said = [t.logprob for t in running.tokens if t.phase == TEXT and t.id in words and t.id not in running.stop_ids]
+        return math.exp(min(heard + said)) if said else 0.0
 
     def _trace(self, recorder: RoutingRecorder, running: Generation) -> RoutingTrace:
         dtype = str(self.model.dtype).removeprefix("torch.")

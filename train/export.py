@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import most_core
-from most_core.checkpoint_files import written_whole
+from most_core.checkpoint_files import read_json, written_whole
 from most_core.config import MostConfig
 from train.config import RunOptions
 from train.data.lessons import Lessons
@@ -60,6 +64,8 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
         if config.mouth is not None:
             shutil.copytree(config.mouth / "vocoder", partial / "vocoder")
         (partial / "README.md").write_text(text, encoding="utf-8")
+        if config.lessons:
+            (partial / "data.json").write_text(json.dumps(data_of(config.lessons), indent=1) + "\n", encoding="utf-8")
         most_core.load(partial, device="cpu")  # refuses parts that do not belong together
     if options.fresh:
         shutil.rmtree(out, ignore_errors=True)
@@ -112,6 +118,31 @@ def card(config: Config) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def data_of(folders: Sequence[Path]) -> dict[str, Any]:
+    """The speech and texts that lessons were made of, by folder: the settings that make each again, and digests to
+    compare with. Places outside of the project are named by their last folder alone."""
+    found: dict[str, Any] = {}
+    for lessons in sorted(path for folder in folders for path in folder.glob(f"*/{MANIFEST}")):
+        for source in read_json(lessons)["generator"].get("sources", ()):
+            path = Path(source) / MANIFEST
+            if not path.is_file():
+                raise FileNotFoundError(f"{lessons} names {source}, which has no {MANIFEST}: keep what lessons are of")
+            manifest = read_json(path)
+            shards, generator = manifest["shards"], dict(manifest["generator"])
+            if "location" in generator:
+                generator["location"] = Path(generator["location"]).name
+            digests = "".join(shard["sha256"] for shard in shards)
+            made = {
+                "lessons": [],
+                "generator": generator,
+                "rows": sum(shard["rows"] for shard in shards),
+                "hours": round(sum(shard["seconds"] for shard in shards) / 3600, 2),
+                "sha256": hashlib.sha256(digests.encode()).hexdigest(),
+            }
+            found.setdefault(source, made)["lessons"].append(lessons.parent.name)
+    return found
 
 
 def _origins(folders: list[Path], feature_size: int) -> list[tuple[str, str, str, int]]:

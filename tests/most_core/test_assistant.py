@@ -650,7 +650,14 @@ def test_confidence_is_about_words_not_about_the_end(most, short, monkeypatch):
     picks = iter([(70, -1.0), (71, -3.0), (most.config.eos_token_id, -50.0)])
     monkeypatch.setattr("most_core.generation.Sampler.pick", lambda *_: next(picks))
     reply = most.answer("hello", settings=dataclasses.replace(short, speak=False))
-    assert reply.confidence == pytest.approx(np.exp(-2.0))
+    assert reply.confidence == pytest.approx(np.exp(-3.0))
+
+
+def test_who_heard_badly_is_not_sure(most, wave, short, monkeypatch):
+    picks = iter([(70, -5.0), (most.tokens.heard_end, -1.0), (71, -0.1), (most.config.eos_token_id, -50.0)])
+    monkeypatch.setattr("most_core.generation.Sampler.pick", lambda *_: next(picks))
+    reply = most.answer(wave, settings=dataclasses.replace(short, speak=False))
+    assert reply.confidence == pytest.approx(np.exp(-5.0))
 
 
 def test_a_vocoder_that_predicts_durations_still_says_one_unit_a_frame(most, short):

@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from most_core.speech import untrained_encoder
 from most_core.vocoder import untrained_vocoder
 from train import __main__ as cli
 from train.data.made_up import write_made_up
+from train.export import data_of
 
 SHAPE = MostConfig.tiny()
 
@@ -39,6 +43,27 @@ def test_what_is_exported_hears_answers_and_speaks(parts, tmp_path, capsys):
     assert "4 text experts and 4 audio experts in each of 2 layers, of which a token meets 2, and 1 shared" in card
     assert "| asr | made up | none | 3 |" in card
     assert "MB; talk to it" in capsys.readouterr().out
+
+
+def test_it_tells_how_to_make_its_data_again(tmp_path):
+    source, lessons = tmp_path / "speech", tmp_path / "lessons"
+    shard = {"rows": 3, "seconds": 1800.0, "sha256": "ab"}
+    generator = {"command": "prepare", "location": "/some/where/barista"}
+    for folder, made in ((source, generator), (lessons / "asr", {"sources": [str(source)]})):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"generator": made, "shards": [shard, shard]}))
+    assert data_of([lessons]) == {
+        str(source): {
+            "lessons": ["asr"],
+            "generator": {"command": "prepare", "location": "barista"},
+            "rows": 6,
+            "hours": 1.0,
+            "sha256": hashlib.sha256(b"abab").hexdigest(),
+        }
+    }
+    (source / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="keep what lessons are of"):
+        data_of([lessons])
 
 
 def test_without_a_mouth_it_only_writes(parts, tmp_path):

@@ -22,6 +22,11 @@ if [ "$size" = nano ]; then
 fi
 train stage1 --config "stage1-$size" --out "$run/stage1"
 train stage2 --config "stage2-$size" --out "$run/stage2"
+last=$run/stage2
+if [ "$size" = nano ]; then
+  last=$run/longer
+  train stage2 --config stage2-nano-longer --out "$last"
+fi
 [ -d "$run/export" ] || train export --out "$run/export" \
-  --set "model=$run/stage2/model" "ears=$run/ears" "mouth=$run/mouth" "lessons=[$run/lessons]"
+  --set "model=$last/model" "ears=$run/ears" "mouth=$run/mouth" "lessons=[$run/lessons]"
 train evaluate nano --model "$run/export" --stage1 "$run/stage1/model" --human "$people/barista" --out "$run/export/figures.json"
