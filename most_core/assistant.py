@@ -116,11 +116,12 @@ class Most:
     ) -> Iterator[Event]:
         """Answer a text (never a path), a waveform or a conversation, event by event; the last event is `Done`.
 
-        Set `cancel` from any thread to stop within one token. `knock_out` switches (decoder layer, expert) pairs
+        Without `settings` it is greedy, and as long as the checkpoint's generation_config.json allows
+        (`max_new_tokens`). Set `cancel` from any thread to stop within one token. `knock_out` switches (decoder layer, expert) pairs
         off. An unfinished iterator holds one of the model's slots (four, unless loaded with more; further calls
         wait): exhaust it or close it.
         """
-        settings = settings or GenerationSettings()
+        settings = settings or self.usual_settings
         if self.vocoder is None:
             settings = replace(settings, speak=False)
         clock = _Clock()
@@ -256,6 +257,12 @@ class Most:
     def _trace(self, recorder: RoutingRecorder, running: Generation) -> RoutingTrace:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return recorder.finish(model_hash=self.model_hash, dtype=dtype, seed=running.settings.seed)
+
+    @cached_property
+    def usual_settings(self) -> GenerationSettings:
+        """What `stream` and `answer` decode with where nothing else is said."""
+        longest = self.model.generation_config.max_new_tokens
+        return GenerationSettings() if longest is None else GenerationSettings(max_new_tokens=longest)
 
     @cached_property
     def model_hash(self) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 import most_core
 from most_core.checkpoint_files import read_json, written_whole
 from most_core.config import MostConfig
@@ -28,6 +30,7 @@ class Config:
 
     `model`: what a stage left. `ears` and `mouth`: the folders whose encoder, units and vocoder it was trained with; a
     model without `mouth` only writes. `lessons`: what the stages learned from, for the card. `title` heads the card.
+    `longest_reply`: tokens after which a reply is cut where nothing else is asked for, sound included.
     """
 
     model: Path = Path("runs/nano/stage2/model")
@@ -35,6 +38,11 @@ class Config:
     mouth: Path | None = Path("runs/nano/mouth")
     lessons: list[Path] | None = None
     title: str = "MoST"
+    longest_reply: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.longest_reply < 1:
+            raise ValueError(f"longest_reply is {self.longest_reply}: it must be at least 1")
 
 
 def run(config: Config, out: Path, options: RunOptions) -> int:
@@ -55,6 +63,9 @@ def run(config: Config, out: Path, options: RunOptions) -> int:
         shutil.rmtree(made, ignore_errors=True)
     with written_whole(made) as partial:
         shutil.copytree(config.model, partial)
+        limits = GenerationConfig.from_pretrained(config.model)
+        limits.max_new_tokens = config.longest_reply
+        limits.save_pretrained(partial)
         for name in SPEECH_PARTS:
             part = config.ears / name
             if part.is_dir():

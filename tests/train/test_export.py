@@ -66,6 +66,16 @@ def test_it_tells_how_to_make_its_data_again(tmp_path):
         data_of([lessons])
 
 
+def test_replies_are_cut_after_what_the_export_says(parts, tmp_path, capsys):
+    assert export(parts, tmp_path / "model", "longest_reply=3") == 0
+    most = most_core.load(tmp_path / "model", device="cpu")
+    reply = most.answer("hello", record_routing=True)
+    assert reply.finish_reason == "length"
+    assert np.isfinite(reply.trace.logprob).sum() == 2  # the last token is never routed
+    assert export(parts, tmp_path / "other", "longest_reply=0") == 2
+    assert "longest_reply is 0" in capsys.readouterr().err
+
+
 def test_without_a_mouth_it_only_writes(parts, tmp_path):
     assert export(parts, tmp_path / "model", "mouth=null") == 0
     assert not (tmp_path / "model" / "vocoder").exists()

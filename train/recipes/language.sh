@@ -28,5 +28,5 @@ if [ "$size" = nano ]; then
   train stage2 --config stage2-nano-longer --out "$last"
 fi
 [ -d "$run/export" ] || train export --out "$run/export" \
-  --set "model=$last/model" "ears=$run/ears" "mouth=$run/mouth" "lessons=[$run/lessons]"
+  --set "model=$last/model" "ears=$run/ears" "mouth=$run/mouth" "lessons=[$run/lessons]" longest_reply=320
 train evaluate nano --model "$run/export" --stage1 "$run/stage1/model" --human "$people/barista" --out "$run/export/figures.json"
