@@ -117,9 +117,9 @@ class Most:
         """Answer a text (never a path), a waveform or a conversation, event by event; the last event is `Done`.
 
         Without `settings` it is greedy, and as long as the checkpoint's generation_config.json allows
-        (`max_new_tokens`). Set `cancel` from any thread to stop within one token. `knock_out` switches (decoder layer, expert) pairs
-        off. An unfinished iterator holds one of the model's slots (four, unless loaded with more; further calls
-        wait): exhaust it or close it.
+        (`max_new_tokens`). Set `cancel` from any thread to stop within one token. `knock_out` switches (decoder layer,
+        expert) pairs off. An unfinished iterator holds one of the model's slots (four, unless loaded with more;
+        further calls wait): exhaust it or close it.
         """
         settings = settings or self.usual_settings
         if self.vocoder is None:

@@ -12,8 +12,8 @@ import torch
 import most_core
 from most_core.speech import SpeechEncoder
 from most_core.vocoder import Vocoder
-from train.unit_reader import UnitReader
 from train.data.replies import UNHEARD
+from train.unit_reader import UnitReader
 from train.word_errors import same_words, verbatim_errors, word_errors
 
 ASSETS = Path(__file__).parents[2] / "assets"
