@@ -128,7 +128,7 @@ class Most:
         messages = as_messages(given, sampling_rate)
         with clock.stage("encode"):
             prompt = self._prompt(messages)
-        start = HEARD if prompt.has_speech else TEXT
+        start = HEARD if prompt.has_speech and settings.say_heard else TEXT
         reply = _Reply(clock, "" if prompt.has_speech else _last_text(messages), prompt)
         yield from self._reply(prompt, settings, start, reply, cancel, record_routing, knock_out)
 

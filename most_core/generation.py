@@ -24,7 +24,8 @@ from most_core.trace import RoutingRecorder
 @dataclass(frozen=True)
 class GenerationSettings:
     """How to decode. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token. The repetition penalty
-    (Hugging Face's: prompt included) leaves units alone, which repeat by nature."""
+    (Hugging Face's: prompt included) leaves units alone, which repeat by nature. Without `say_heard` a spoken question
+    is answered at once, not after the words that were heard: for models that were trained so (`forms.direct`)."""
 
     max_new_tokens: int = 1024
     temperature: float = 0.0
@@ -33,6 +34,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.0
     seed: int | None = None
     speak: bool = True
+    say_heard: bool = True
     max_sentence_tokens: int = 64
     max_sentence_units: int = 375  # 15 s at 25 Hz
     max_heard_tokens: int = 128

@@ -108,7 +108,7 @@ MEANT_FOR = {  # options that not every evaluation has a use for
     "data": ("ears", "nano", "routing"),
     **dict.fromkeys(("human", "only"), ("ears", "nano")),
     "count": ("nano", "routing"),
-    **dict.fromkeys(("stage1", "stage2", "plot"), ("nano",)),
+    **dict.fromkeys(("stage1", "stage2", "plot", "direct"), ("nano",)),
 }
 EPILOG = """examples, in the order of a training:
 {examples}
@@ -183,6 +183,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             f"--{stage}", type=Path, metavar="FOLDER", help=f"nano: weights after {stage}, for the loss of text"
         )
+    command.add_argument(
+        "--direct", action="store_const", const=True, help="nano: of a model that answers without telling what it heard"
+    )
     command.add_argument("--plot", type=Path, metavar="FILE", help="nano: an image of how sure it is and how right")
     command.add_argument("--out", type=Path, metavar="FILE", help="a figures.json to put the figures into")
     return top

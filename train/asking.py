@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 import most_core
-from most_core import GenerationSettings, Message, Most, Reply
+from most_core import GenerationSettings, Message, Most
 from most_core.speech import SAMPLE_RATE, check_waveform
 from train.progress import Progress
 from train.workers import end_with_parent
@@ -40,8 +41,9 @@ class Asking:
     On a CPU each worker is a process with one thread; one worker, or a GPU, is this process itself.
     """
 
-    def __init__(self, model: Path, device: str = "cpu", workers: int = 1) -> None:
+    def __init__(self, model: Path, device: str = "cpu", workers: int = 1, direct: bool = False) -> None:
         self.most = most_core.load(model, device)
+        self.direct = direct
         self._threads, self._pool = torch.get_num_threads(), None
         if device == "cpu" and workers > 1:
             context = multiprocessing.get_context("spawn")
@@ -60,8 +62,9 @@ class Asking:
         torch.set_num_threads(self._threads)
 
     def answers(self, asked: Sequence[Sequence[Message]], aloud: bool = False, title: str = "") -> list[Answer]:
-        """The reply to each conversation, with sound if `aloud`."""
-        return self._each(_answer_aloud if aloud else _answer, asked, title)
+        """The reply to each conversation, with sound if `aloud`; without the words that were heard if `direct`."""
+        settings = replace(ALOUD if aloud else SILENT, say_heard=not self.direct)
+        return self._each(partial(_answer, settings), asked, title)
 
     def transcripts(self, waves: Sequence[np.ndarray], title: str = "") -> list[str]:
         return self._each(_transcribe, waves, title)
@@ -113,15 +116,8 @@ def _in_worker(work: Callable[[Most, Any], Any], item: Any) -> Any:
     return work(_most, item)
 
 
-def _answer(most: Most, messages: Sequence[Message]) -> Answer:
-    return _judged(most.answer(messages, settings=SILENT))
-
-
-def _answer_aloud(most: Most, messages: Sequence[Message]) -> Answer:
-    return _judged(most.answer(messages, settings=ALOUD))
-
-
-def _judged(reply: Reply) -> Answer:
+def _answer(settings: GenerationSettings, most: Most, messages: Sequence[Message]) -> Answer:
+    reply = most.answer(messages, settings=settings)
     wave = check_waveform(reply.waveform, reply.sample_rate) if len(reply.waveform) else reply.waveform
     return Answer(reply.text, reply.heard, reply.confidence, reply.finish_reason, wave)
 

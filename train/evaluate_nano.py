@@ -135,12 +135,14 @@ def run(
     stage1: Path | None = None,
     stage2: Path | None = None,
     plot: Path | None = None,
+    direct: bool | None = None,
 ) -> int:
     """Measure the model in the folder `model` and print the figures; 0 once that is done.
 
     `data` keeps the synthesized test sets, `human` holds the recorded orders, `only` names parts, `count` takes fewer
     of each set, `stage1` and `stage2` are folders of earlier weights, `out` is the `figures.json` to put the figures
-    into, `plot` an image of how sure the model is and how often right.
+    into, `plot` an image of how sure the model is and how often right. `direct`: of a model that answers without
+    telling first what it heard.
     """
     parts = [part for given in only or PARTS for part in given.split(",")]
     if strange := sorted(set(parts) - set(PARTS)):
@@ -155,7 +157,7 @@ def run(
     workers = options.threads or 2
     stages = {1: stage1 or STAGE1, 2: stage2 or model}
     shown: dict[str, list[str]] = {}
-    with Asking(model, device, workers) as asking:
+    with Asking(model, device, workers, bool(direct)) as asking:
         if asking.most.encoder is None:
             raise ValueError(f"{model} has no speech_encoder: it hears nothing to judge it by")
         mute = asking.most.vocoder is None
@@ -251,10 +253,10 @@ def _qa(exam: Exam) -> None:
             for speaker in sorted(set(speakers)):
                 exam.board.add_share(f"{figure}_{speaker}", hits[speakers == speaker])
         _add_topics(exam.board, figure, hits, asked)
-        exam.board.add_rate(
-            f"heard_wer_{voices}", *word_errors([u.text for u in utterances], [answer.heard for answer in answers])
-        )
-        exam.board.figures[f"n_heard_wer_{voices}"] = len(utterances)
+        if not exam.asking.direct:
+            words = word_errors([u.text for u in utterances], [answer.heard for answer in answers])
+            exam.board.add_rate(f"heard_wer_{voices}", *words)
+            exam.board.figures[f"n_heard_wer_{voices}"] = len(utterances)
         sure += [answer.confidence for answer in answers]
         right += hits.tolist()
     asked = [test_sets.question_of(index) for index in range(exam.at_most(test_sets.size_of("questions-seen")))]
