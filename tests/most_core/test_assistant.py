@@ -660,6 +660,13 @@ def test_who_heard_badly_is_not_sure(most, wave, short, monkeypatch):
     assert reply.confidence == pytest.approx(np.exp(-5.0))
 
 
+def test_a_spoken_question_may_be_answered_without_telling_what_was_heard(most, wave, short):
+    reply = most.answer(wave, settings=dataclasses.replace(short, say_heard=False))
+    assert reply.heard == ""
+    assert reply.text
+    assert most.answer(wave, settings=short).heard
+
+
 def test_a_vocoder_that_predicts_durations_still_says_one_unit_a_frame(most, short):
     from most_core.vocoder import UnitHifiGan, Vocoder
 

@@ -82,6 +82,8 @@ def test_the_mouth_is_evaluated_without_what_is_for_ears(command, capsys):
         capsys.readouterr().err
         == "error: --count is for `evaluate nano` and `evaluate routing`: leave it out of `evaluate ears`\n"
     )
+    assert cli.main(["evaluate", "ears", "--direct"]) == 2
+    assert capsys.readouterr().err == "error: --direct is for `evaluate nano`: leave it out of `evaluate ears`\n"
     assert len(command.ran) == 1
 
 
