@@ -593,6 +593,7 @@ def test_time_never_runs_backwards():
         assert machine.handle(Frame(at, False, QUIET)) == []
     assert machine.handle(Tick(1700)) == [Begin(1, 640, 1700)]
     assert machine.handle(Typed(3)) == [Discard(1), Drop("typed"), Begin(2), Commit(2)]
+    assert machine.handle(Press(3)) == [Cancel(2), Hear(1700)]
 
 
 def test_a_late_start_and_an_unknown_onset():
