@@ -167,6 +167,16 @@ def test_silence_direct_current_and_overload():
         assert damaged_end == pytest.approx(end, abs=240)
 
 
+def test_what_exceeds_full_scale_is_clipped():
+    assert frames_of(SENTENCE * 100) == frames_of(np.clip(SENTENCE * 100, -1, 1))
+
+
+def test_the_onset_is_found_however_long_the_decision_takes():
+    slow = VadSettings(start_frames=8, start_window=8)
+    onset = next(frame.onset_ms for frame in frames_of(in_room(spoken("latte")), slow) if frame.speech)
+    assert onset == pytest.approx(2000, abs=60)
+
+
 def test_speech_after_long_digital_silence():
     frames = frames_of(np.concatenate([np.zeros(6 * SAMPLE_RATE), spoken("latte"), np.zeros(SAMPLE_RATE)]))
     [(start, _)] = stretches(frames)
