@@ -1,5 +1,6 @@
 """The page through its real door: a served Gradio app and Gradio's own client."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -69,6 +70,22 @@ def test_what_cannot_be_opened_is_told_in_one_line(settings, message, capsys, tm
     monkeypatch.chdir(tmp_path)
     Path("ears/speech_encoder").mkdir(parents=True)
     assert start.main(settings) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(quantize="int4"), "int4"),
+        (Settings(device="abacus"), "unknown device 'abacus'"),
+    ],
+)
+def test_impossible_settings_are_told_in_one_line(settings, message, capsys, tmp_path):
+    most_core.untrained("tiny").save(tmp_path / "tiny")
+    assert start.main(dataclasses.replace(settings, model=str(tmp_path / "tiny"))) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")

@@ -227,5 +227,3 @@ def test_eight_bit_moments_are_refused_where_weights_are_sharded():
 
 if __name__ == "__main__":
     two_processes(Path(sys.argv[1]), sys.argv[2:])
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads, on a busy machine, now and then abort a process that is through with everything
