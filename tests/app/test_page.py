@@ -85,6 +85,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(settings, message, capsys, tm
 )
 def test_impossible_settings_are_told_in_one_line(settings, message, capsys, tmp_path):
     most_core.untrained("tiny").save(tmp_path / "tiny")
+    capsys.readouterr()  # saving draws a bar
     assert start.main(dataclasses.replace(settings, model=str(tmp_path / "tiny"))) == 2
     error = capsys.readouterr().err
     assert message in error
