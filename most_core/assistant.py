@@ -66,7 +66,8 @@ class RoutingDelta:
 class Reply:
     """A finished reply. `confidence` is the probability of the least sure word heard or answered; `timings` are
     milliseconds: stages (encode, prefill, heard, text, units, vocoder) and moments since the start (first_unit,
-    first_sound, total; a silent reply has no first ones)."""
+    first_sound, total; a silent reply has no first ones). `before_sound` are the stages up to the first sound: what of
+    that moment they leave unexplained, others who share the model took."""
 
     text: str
     waveform: np.ndarray
@@ -78,6 +79,7 @@ class Reply:
     finish_reason: str
     trace: RoutingTrace | None
     timings: dict[str, float]
+    before_sound: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,30 +146,57 @@ class Most:
 
     def transcribe(self, waveform: np.ndarray | torch.Tensor, sampling_rate: int = SAMPLE_RATE) -> str:
         """What was said, decoded freely by the language model under its ASR prompt."""
+        return "".join(event.text for event in self.stream_transcript(waveform, sampling_rate)).strip()
+
+    def stream_transcript(
+        self,
+        waveform: np.ndarray | torch.Tensor,
+        sampling_rate: int = SAMPLE_RATE,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[HeardDelta]:
+        """`transcribe()`, piece by piece. Exhaust or close it, as `stream()`."""
         audio = {"type": "audio", "audio": waveform, "sampling_rate": sampling_rate}
         messages = [{"role": "user", "content": [{"type": "text", "text": TRANSCRIBE}, audio]}]
-        running = self.loop.start(self._prompt(messages), GenerationSettings(max_new_tokens=256))
+        running = self.loop.start(self._prompt(messages), GenerationSettings(max_new_tokens=256), cancel=cancel)
+        text_stream = self.processor.text_stream()
         try:
-            while self.loop.step([running]):
-                pass
+            while made := self.loop.step([running]):
+                token = made[0][1].id
+                if token not in running.stop_ids and (piece := text_stream.push(token)):
+                    yield HeardDelta(piece)
         finally:
             self.loop.finish(running)
-        return self.processor.text(token.id for token in running.tokens).strip()
 
     def speak(self, text: str) -> tuple[np.ndarray, int]:
         """Read `text` aloud, sentence by sentence: (waveform, sample rate)."""
+        waves = [event.pcm for event in self.stream_speech(text)]
+        return np.concatenate(waves), self.vocoder.sample_rate
+
+    def stream_speech(self, text: str, *, cancel: threading.Event | None = None) -> Iterator[SpeechDelta]:
+        """`speak()`, piece by piece. Exhaust or close it, as `stream()`."""
         if self.vocoder is None:
             raise ValueError("this model was loaded without a vocoder: add vocoder/ to its folder")
         sentences = [s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s]
         if not sentences:
             raise ValueError("there is no text to speak: give at least one word")
         settings = GenerationSettings(stop_ids=(self.tokens.audio_end,))
-        waves = []
         for sentence in sentences:
             prompt = self._prompt([{"role": "user", "content": f"{SPEAK} {sentence}"}])
             prompt.ids.append(self.tokens.audio_start)
-            waves.append(_last(self._reply(prompt, settings, SPEECH, _Reply(_Clock()))).waveform)
-        return np.concatenate(waves), self.vocoder.sample_rate
+            for event in self._reply(prompt, settings, SPEECH, _Reply(_Clock()), cancel):
+                if isinstance(event, SpeechDelta):
+                    yield event
+
+    def hear(self, messages: Sequence[Message], **options: Any) -> Iterator[HeardDelta | RoutingDelta]:
+        """Provisionally, what is said in the sound that ends `messages`, while it still goes on. Options are
+        `stream`'s, but for `settings`."""
+        settings = GenerationSettings(speak=False, stop_ids=(self.tokens.heard_end,), max_new_tokens=64)
+        for event in self.stream(messages, settings=settings, **options):
+            if isinstance(event, RoutingDelta):
+                yield RoutingDelta(event.tokens, provisional=True)
+            elif isinstance(event, Done):
+                yield HeardDelta(event.reply.heard, provisional=True)
 
     def listen(self, messages: Sequence[Message] = (), **options: Any) -> Listener:
         """For speech still coming in: push sound, then commit or discard. Options are `stream`'s, given here."""
@@ -240,11 +269,14 @@ class Most:
             sample_rate=self.vocoder.sample_rate if self.vocoder else SAMPLE_RATE,
             units=reply.units,
             heard=reply.heard.strip(),
-            words=reply.prompt.words if reply.prompt else [],  # only now: searching would delay the first sound
+            words=reply.prompt.words  # only now: searching would delay the first sound
+            if reply.prompt and running.finish_reason != "cancelled"
+            else [],
             confidence=self._confidence(running),
             finish_reason=running.finish_reason or "cancelled",
             trace=self._trace(recorder, running) if recorder else None,
             timings=reply.clock.timings(),
+            before_sound=reply.clock.before_sound,
         )
 
     def _confidence(self, running: Generation) -> float:
@@ -311,7 +343,7 @@ class _Reply:
 
     def spoken(self, sound: SpeechDelta | None) -> Iterator[SpeechDelta]:
         if sound is not None:
-            self.clock.mark("first_sound")
+            self.clock.mark_sound()
             self.waves.append(sound.pcm)
             yield sound
 
@@ -348,6 +380,7 @@ class _Clock:
         self.start = time.perf_counter()
         self.stages = dict.fromkeys(STAGES, 0.0)
         self.moments: dict[str, float] = {}
+        self.before_sound: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -357,6 +390,10 @@ class _Clock:
 
     def mark(self, name: str) -> None:
         self.moments.setdefault(name, (time.perf_counter() - self.start) * 1e3)
+
+    def mark_sound(self) -> None:
+        self.before_sound = self.before_sound or dict(self.stages)
+        self.mark("first_sound")
 
     def timings(self) -> dict[str, float]:
         self.mark("total")
@@ -397,17 +434,7 @@ class Listener:
         if self._unheard_s < LISTEN_INTERVAL_S:
             return []
         self._unheard_s = 0.0
-        return self._hear()
-
-    def _hear(self) -> list[Event]:
-        settings = GenerationSettings(speak=False, stop_ids=(self.most.tokens.heard_end,), max_new_tokens=64)
-        heard, routing = "", []
-        for event in self.most.stream(self._turn(), settings=settings, **self._options):
-            if isinstance(event, RoutingDelta):
-                routing.append(RoutingDelta(event.tokens, provisional=True))
-            elif isinstance(event, Done):
-                heard = event.reply.heard
-        return [HeardDelta(heard, provisional=True), *routing]
+        return list(self.most.hear(self._turn(), **self._options))
 
     def commit(self) -> Iterator[Event]:
         """The person has finished: as `Most.stream`, with what was pushed as the last user turn."""
