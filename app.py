@@ -23,28 +23,21 @@ SMALL = 100_000_000  # parameters; the products of smaller models are too small 
 
 
 def main(settings: Settings) -> int:
-    """Answer one question, or serve until interrupted; 2 if that cannot be done."""
+    """Answer one question, talk in the terminal, or serve until interrupted; 2 if that cannot be done."""
     try:
         if settings.ask:
             _ask(settings)
             return 0
-        if settings.out:
-            raise ValueError(f"--out {settings.out} is for the answer to a question: give one with --ask")
-        most = _load(settings)
+        for name in ("out", "trace"):
+            if getattr(settings, name):
+                raise ValueError(f"--{name} {getattr(settings, name)} is for the answer to a question: give one with --ask")
+        from app import server
+
+        server.check(settings)
+        return server.serve(_load(settings, server.places(settings)), settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from app import page
-
-    blocks = page.build(most)
-    try:
-        blocks.queue(default_concurrency_limit=1).launch(
-            server_name=settings.host, server_port=settings.port, max_file_size="20mb", quiet=False
-        )
-    except OSError:
-        print(f"error: port {settings.port} on {settings.host} is taken: choose another with --port", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _ask(settings: Settings) -> None:
@@ -59,15 +52,15 @@ def _ask(settings: Settings) -> None:
         ask.write_sound(reply, Path(settings.out))
 
 
-def _load(settings: Settings) -> Most:
-    """The model asked for; ValueError or OSError if it cannot be loaded."""
+def _load(settings: Settings, places: int = 1) -> Most:
+    """The model asked for, for so many conversations at a time; ValueError or OSError if it cannot be loaded."""
     import torch
 
     import most_core
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None)
+    most = most_core.load(settings.model, settings.device, quantize=settings.quantize or None, slots=places)
     small = most.model.device.type == "cpu" and sum(p.numel() for p in most.model.parameters()) < SMALL
     if small and not settings.threads:
         torch.set_num_threads(1)

@@ -8,15 +8,22 @@ import gradio as gr
 import numpy as np
 
 from app.audio import read_sound
-from most_core import GenerationSettings, Most
+from app.engine import Busy, Engine
+from most_core import Done, GenerationSettings, Reply
+from most_core.speech import SAMPLE_RATE
 
 MAX_SECONDS = 60
 TITLE = "MoST, a speech-text mixture of experts"
 
 
-def build(most: Most, settings: GenerationSettings | None = None) -> gr.Blocks:
-    """A Blocks page over a loaded model, whose replies obey `settings`."""
+def build(engine: Engine, settings: GenerationSettings | None = None) -> gr.Blocks:
+    """A Blocks page over the shared model, whose replies obey `settings`."""
+    most = engine.most
     options = {"settings": settings, "record_routing": bool(most.config.moe_layers)}
+
+    def answer(given: str | np.ndarray, rate: int = SAMPLE_RATE) -> Reply:
+        events = engine.run(lambda cancel: most.stream(given, sampling_rate=rate, cancel=cancel, **options))
+        return next(event.reply for event in events if isinstance(event, Done))
 
     def ask(text: str, recording: str | None) -> tuple[str, str, tuple[int, np.ndarray] | None, Any]:
         """Answer a typed or spoken question: (heard, answer, sound, timings)."""
@@ -25,12 +32,12 @@ def build(most: Most, settings: GenerationSettings | None = None) -> gr.Blocks:
                 samples, rate = read_sound(recording)
                 if len(samples) > MAX_SECONDS * rate:
                     raise gr.Error(f"The recording is longer than {MAX_SECONDS} s: cut it.")
-                reply = most.answer(samples, sampling_rate=rate, **options)
+                reply = answer(samples, rate)
             elif text.strip():
-                reply = most.answer(text, **options)
+                reply = answer(text)
             else:
                 raise gr.Error("Type a question or give a recording.")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError, Busy) as error:
             raise gr.Error(str(error), print_exception=False) from None
         sound = (reply.sample_rate, (reply.waveform * 32767).astype(np.int16)) if len(reply.waveform) else None
         facts = {f"{name} ms": round(ms, 1) for name, ms in reply.timings.items()}

@@ -424,6 +424,15 @@ class TurnMachine:
         """The silence that ends an utterance of usual length, as learned so far."""
         return self._endpoint.usual_ms
 
+    @property
+    def live_turn(self) -> int | None:
+        """The turn whose reply is being made, waits or plays."""
+        return self._reply.turn if self._reply else None
+
+    def adopt(self, settings: TurnSettings) -> None:
+        """Go on with other settings; what was learned stays."""
+        self.settings = self._endpoint.settings = self._echo.settings = settings
+
     def handle(self, event: Event) -> list[Action]:
         """What to do now, in this order. Nothing after a disconnect."""
         if not isinstance(event, Event):

@@ -1,0 +1,160 @@
+"""The server: one model, the page, the realtime socket and the REST routes, on one port."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Response, WebSocket
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from app import page, rest
+from app.engine import Engine
+from app.guard import OWN_NAMES, Guard
+from app.metrics import Metrics
+from app.settings import Settings
+from app.sockets import LONGEST_EVENT, Realtime
+from most_core import Most
+
+SPARE_PLACES = 4  # in the model, for REST beside the conversations
+NO_TOKEN = "none"
+
+
+def places(settings: Settings) -> int:
+    """How many conversations the model must be loaded for."""
+    return settings.sessions + SPARE_PLACES
+
+
+def model_name(settings: Settings) -> str:
+    """By which clients name the model: most-nano for assets/nano."""
+    return f"most-{Path(settings.model).resolve().name}"
+
+
+def create(most: Most, settings: Settings) -> ASGIApp:
+    """The whole server as an ASGI application. Its model is warm, and its engine ends with the application."""
+    metrics, name = Metrics(), model_name(settings)
+    engine = Engine(most, watch=metrics.model_s.inc)
+    engine.warm_up()
+    realtime = Realtime(engine, settings, metrics, name)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+
+    app = FastAPI(title="MoST", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)  # they load a CDN
+
+    @app.websocket("/v1/realtime")
+    async def converse(connection: WebSocket) -> None:
+        await realtime.serve(connection)
+
+    @app.get("/health")
+    async def health() -> dict[str, str | int]:
+        running, waiting = engine.load
+        return {
+            "status": "ok",
+            "model": name,
+            "sessions": realtime.lobby.inside,
+            "sessions_waiting": len(realtime.lobby.line),
+            "jobs": running,
+            "jobs_waiting": waiting,
+        }
+
+    @app.get("/metrics")
+    async def counters() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    app.include_router(rest.router(engine, settings, metrics, name))
+    # After our routes: what is mounted at / takes all that is left.
+    blocks = page.build(engine).queue(default_concurrency_limit=2)
+    megabytes = f"{settings.upload_mb}mb"
+    gr.mount_gradio_app(app, blocks, path="/", max_file_size=megabytes, run_history=False, ssr_mode=False)
+    origins = [o.strip() for o in settings.origins.split(",") if o.strip()]
+    inner: ASGIApp = rest.BodyLimit(app, settings.upload_mb * 1_000_000)
+    if origins:
+        inner = CORSMiddleware(inner, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    return Guard(inner, metrics, _token(settings), origins, _names(settings, origins))
+
+
+def serve(most: Most, settings: Settings) -> int:
+    """Serve until interrupted; the exit status. ValueError or OSError if that cannot be done."""
+    if settings.token == "auto":
+        settings = Settings(**{**vars(settings), "token": secrets.token_urlsafe(16)})
+    check(settings)
+    listener = _listen(settings)
+    server = uvicorn.Server(config(create(most, settings), settings))
+    scheme = "https" if settings.ssl_certfile else "http"
+    host, port = listener.getsockname()[:2]
+    host = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "::1") else host
+    key = _token(settings)
+    print(f"MoST is at {scheme}://{host}:{port}/{f'?token={key}' if key else ''}  (stop with Ctrl-C)", flush=True)
+    if scheme == "http" and settings.host not in OWN_NAMES:
+        print("note: browsers give other machines no microphone over http: serve https with --ssl-certfile", flush=True)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 0
+
+
+def check(settings: Settings) -> None:
+    """ValueError or OSError if it cannot be served so: better known before the model is loaded."""
+    if settings.host not in OWN_NAMES and not settings.token:
+        raise ValueError(
+            f"--host {settings.host} lets others in: give them a word with --token WORD (or auto), or say --token none"
+        )
+    if bool(settings.ssl_certfile) != bool(settings.ssl_keyfile):
+        raise ValueError("https needs both --ssl-certfile and --ssl-keyfile: give both, or neither")
+    for name in ("ssl_certfile", "ssl_keyfile"):
+        path = getattr(settings, name)
+        if path and not Path(path).is_file():
+            raise FileNotFoundError(f"--{name.replace('_', '-')}: there is no file {path}")
+    if any(character in settings.token for character in ' ;,"\\\r\n\t'):
+        raise ValueError("--token may hold no blanks, commas, semicolons or quotes: choose another word")
+
+
+def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves it."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=LONGEST_EVENT,
+        ws_per_message_deflate=False,  # sound does not shrink, and it costs time
+        ssl_certfile=settings.ssl_certfile or None,
+        ssl_keyfile=settings.ssl_keyfile or None,
+        timeout_graceful_shutdown=2,
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """A socket that listens; OSError in words if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        told = f"port {settings.port} on {settings.host} is taken or not ours: choose another with --port or --host"
+        raise OSError(told) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _token(settings: Settings) -> str:
+    return "" if settings.token == NO_TOKEN else settings.token
+
+
+def _names(settings: Settings, origins: Sequence[str]) -> list[str]:
+    """By which the server may be called: its own, where nobody else is meant to come."""
+    if settings.host not in OWN_NAMES or settings.token:
+        return []
+    return [*OWN_NAMES, *(o.split("//")[-1].split(":")[0] for o in origins)]

@@ -1,0 +1,294 @@
+"""How realtime events travel: one WebSocket a conversation, a line for those who come when all places are taken, and
+limits, so that who floods, stalls or vanishes costs the others nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import WebSocket
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from app.engine import Engine
+from app.metrics import Metrics
+from app.realtime import RealtimeSession
+from app.session_settings import Refused
+from app.settings import Settings
+
+TICK_S = 0.04
+STALLED_S = 1.0  # to take one message: who is slower cannot follow speech
+BACKLOG_BYTES = 16_000_000  # not yet taken
+AHEAD_S = 30.0  # of real time, a client may send
+EVENTS_S, BURST = 200, 2000  # events a client may send, a second and at once
+LONGEST_EVENT = 16 * 1024 * 1024  # bytes
+LONGEST_APPEND = 1024 * 1024  # bytes of one message that appends sound: while it is heard, the others wait
+LINE_S = 2.0  # between two looks at who waits
+REALTIME = "realtime"  # the subprotocol that OpenAI's clients in browsers ask for
+
+log = logging.getLogger(__name__)
+
+
+class Lobby:
+    """Lets in so many at a time, in the order of their coming."""
+
+    def __init__(self, places: int, line: int, metrics: Metrics) -> None:
+        self.places, self.longest, self.metrics = places, line, metrics
+        self.inside = 0
+        self.line: deque[asyncio.Event] = deque()
+
+    def enter(self) -> bool:
+        """Whether there was a place at once."""
+        if self.inside >= self.places or self.line:
+            return False
+        self._count(1)
+        return True
+
+    def queue(self) -> asyncio.Event | None:
+        """Stand in line: the event is set when one is in. None if the line is too long."""
+        if len(self.line) >= self.longest:
+            return None
+        turn = asyncio.Event()
+        self.line.append(turn)
+        self.metrics.waiting.set(len(self.line))
+        return turn
+
+    def position(self, turn: asyncio.Event) -> int:
+        """1 is next."""
+        return self.line.index(turn) + 1 if turn in self.line else 0
+
+    def leave(self, turn: asyncio.Event | None = None) -> None:
+        """Somebody inside, or (by their event) in line, is gone."""
+        if turn is not None and turn in self.line:
+            self.line.remove(turn)
+        else:
+            self._count(-1)
+        while self.line and self.inside < self.places:
+            self._count(1)
+            self.line.popleft().set()
+        self.metrics.waiting.set(len(self.line))
+
+    def _count(self, step: int) -> None:
+        self.inside += step
+        self.metrics.sessions.set(self.inside)
+
+
+class Realtime:
+    """Serves `/v1/realtime`."""
+
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, model: str) -> None:
+        self.engine, self.settings, self.metrics, self.model = engine, settings, metrics, model
+        self.lobby = Lobby(settings.sessions, settings.line, metrics)
+
+    async def serve(self, socket: WebSocket) -> None:
+        """One client, from the handshake to the end."""
+        offered = [p.strip() for p in socket.headers.get("sec-websocket-protocol", "").split(",")]
+        await socket.accept(subprotocol=REALTIME if REALTIME in offered else None)
+        with contextlib.suppress(WebSocketDisconnect, _Gone, RuntimeError):
+            wished = socket.query_params.get("model", self.model)
+            if wished not in (self.model, "most"):
+                told = f"there is no model {wished[:80]!r}: say {self.model}"
+                return await _refuse(socket, "model_not_found", told, 1008)
+            first = None
+            if not self.lobby.enter():
+                turn = self.lobby.queue()
+                if turn is None:
+                    self.metrics.refused.labels("busy").inc()
+                    told = f"{self.lobby.places} conversations go on and {self.lobby.longest} wait: try again later"
+                    return await _refuse(socket, "server_busy", told, 1013)
+                first = await self._wait(socket, turn)
+            try:
+                await self._converse(socket, first)
+            finally:
+                self.lobby.leave()
+
+    async def _wait(self, socket: WebSocket, turn: asyncio.Event) -> dict[str, Any] | None:
+        """In line, telling the position. Returns what the client sent meanwhile, which is read only then."""
+        reading = asyncio.ensure_future(socket.receive())
+        waiting = asyncio.ensure_future(turn.wait())
+        told, sequence = 0, 0
+        try:
+            while not turn.is_set():
+                position = self.lobby.position(turn)
+                if position != told:
+                    told, sequence = position, sequence + 1
+                    event = {"type": "most.queue", "turn_id": 0, "sequence": sequence, "position": position}
+                    await _send(socket, event)
+                await asyncio.wait({waiting, *({reading} if not reading.done() else ())}, timeout=LINE_S)
+                if reading.done() and _ended(reading.result()):
+                    raise _Gone
+            return await reading if reading.done() else _Later(reading)
+        except BaseException:
+            reading.cancel()
+            self.lobby.leave(turn)
+            raise
+        finally:
+            waiting.cancel()
+
+    async def _converse(self, socket: WebSocket, first: Any) -> None:
+        outbox, loop = _Outbox(socket), asyncio.get_running_loop()
+
+        def post(call: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(_guarded, call)
+
+        session = RealtimeSession(self.engine, outbox.put, post, self.settings, self.metrics, self.model)
+        tasks = [
+            asyncio.ensure_future(task)
+            for task in (self._read(socket, session, first), outbox.deliver(), self._tick(session))
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not task.cancelled() and isinstance(error := task.exception(), Exception):
+                    self._explain(error, session)
+            if session.ended and socket.client_state == WebSocketState.CONNECTED:
+                await outbox.empty()
+                await socket.close(1000, session.ended[:120])
+        finally:
+            session.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if socket.client_state == WebSocketState.CONNECTED and not session.ended:
+                with contextlib.suppress(RuntimeError, asyncio.TimeoutError):
+                    await asyncio.wait_for(socket.close(1011, "the session ended"), STALLED_S)
+
+    def _explain(self, error: Exception, session: RealtimeSession) -> None:
+        if isinstance(error, _Gone | WebSocketDisconnect):
+            return
+        if isinstance(error, _Slow):
+            self.metrics.refused.labels("slow").inc()
+            log.warning("%s: %s", session.id, error)
+        else:
+            log.error("%s failed", session.id, exc_info=error)
+
+    async def _read(self, socket: WebSocket, session: RealtimeSession, first: Any) -> None:
+        pace = _Pace(session)
+        message = await first.result() if isinstance(first, _Later) else first
+        while True:
+            if message is None:
+                message = await socket.receive()
+            if _ended(message):
+                return
+            self._take(session, message)
+            message = None
+            await pace.keep()
+
+    def _take(self, session: RealtimeSession, message: dict[str, Any]) -> None:
+        text, data = message.get("text"), message.get("bytes")
+        if text is not None:
+            if len(text) > LONGEST_APPEND and '"input_audio_buffer.append"' in text[:200]:
+                told = f"the event has {len(text)} characters: append at most {LONGEST_APPEND} at once"
+                session.out.error(Refused(told, "audio", "too_long"))
+            else:
+                session.receive_text(text)
+        elif data is not None:
+            try:
+                if len(data) > LONGEST_APPEND:
+                    raise Refused(f"the frame has {len(data)} bytes: append at most {LONGEST_APPEND}", None, "too_long")
+                session.microphone(data)
+            except Refused as refused:
+                session.out.error(refused)
+
+    async def _tick(self, session: RealtimeSession) -> None:
+        start = time.monotonic()
+        while not session.ended:
+            await asyncio.sleep(TICK_S)
+            session.tick()
+            if time.monotonic() - start > 60 * self.settings.minutes:
+                session.end(f"the conversation has lasted {self.settings.minutes} minutes: begin another")
+
+
+class _Gone(Exception):
+    """The client left."""
+
+
+class _Slow(Exception):
+    """The client does not take what is sent."""
+
+
+class _Later:
+    """A message that is being waited for already."""
+
+    def __init__(self, reading: asyncio.Future[dict[str, Any]]) -> None:
+        self._reading = reading
+
+    async def result(self) -> dict[str, Any]:
+        return await self._reading
+
+
+class _Outbox:
+    """Events on their way to one client."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket, self._waiting, self._bytes = socket, deque[str](), 0
+        self._more, self._over = asyncio.Event(), False
+
+    def put(self, event: dict[str, Any]) -> None:
+        message = json.dumps(event, separators=(",", ":"))
+        self._bytes += len(message)
+        self._over = self._over or self._bytes > BACKLOG_BYTES
+        if not self._over:
+            self._waiting.append(message)
+        self._more.set()
+
+    async def deliver(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            await self.empty()
+
+    async def empty(self) -> None:
+        while self._waiting:
+            if self._over:
+                raise _Slow(f"more than {BACKLOG_BYTES} bytes wait to be taken: the client is sent away")
+            message = self._waiting.popleft()
+            self._bytes -= len(message)
+            try:
+                await asyncio.wait_for(self._socket.send_text(message), STALLED_S)
+            except TimeoutError:
+                raise _Slow(f"a message was not taken within {STALLED_S:g} s: the client is sent away") from None
+
+
+class _Pace:
+    """Slows a client that sends more than a conversation needs."""
+
+    def __init__(self, session: RealtimeSession) -> None:
+        self._session, self._start, self._allowed, self._at = session, time.monotonic(), float(BURST), time.monotonic()
+
+    async def keep(self) -> None:
+        now = time.monotonic()
+        self._allowed = min(self._allowed + (now - self._at) * EVENTS_S, BURST) - 1
+        self._at = now
+        ahead = self._session.conversation.now_ms / 1000 - (now - self._start) - AHEAD_S
+        wait = max(ahead, -self._allowed / EVENTS_S, 0.0)
+        await asyncio.sleep(min(wait, STALLED_S))  # also where it is 0: the others' turn
+
+
+def _ended(message: dict[str, Any]) -> bool:
+    return message["type"] == "websocket.disconnect"
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:  # else the loop tells it, and nobody knows whose it was
+        log.exception("an event of the model was lost")
+
+
+async def _send(socket: WebSocket, event: dict[str, Any]) -> None:
+    try:
+        await asyncio.wait_for(socket.send_text(json.dumps(event)), STALLED_S)
+    except TimeoutError:
+        raise _Gone from None
+
+
+async def _refuse(socket: WebSocket, code: str, message: str, close: int) -> None:
+    error = {"type": "invalid_request_error", "code": code, "message": message, "param": None, "event_id": None}
+    await _send(socket, {"type": "error", "event_id": "event_1", "error": error})
+    await socket.close(close, message[:120])
