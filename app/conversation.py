@@ -376,12 +376,13 @@ class Conversation:
         self._handling = True
         try:
             while self._events:
-                for action in self.machine.handle(self._events.popleft()):
+                actions = self.machine.handle(self._events.popleft())
+                self._show_state()
+                for action in actions:
                     self._do(action)
                 if self._reply and self._reply.turn != self.machine.live_turn:  # it was played, or had no sound
                     self._tell_times(self._reply, last=True)
                     self._reply = None
-                self._show_state()
         finally:
             self._handling = False
 

@@ -199,7 +199,9 @@ class RealtimeOutput:
     ) -> dict[str, Any]:
         """An item in OpenAI's form; its sound only if it is asked for."""
         parts: list[dict[str, Any]] = []
-        if item.role == "assistant":
+        if status == "in_progress":
+            pass
+        elif item.role == "assistant":
             if self.settings.speak if speaks is None else speaks:
                 parts.append({"type": "output_audio", "transcript": item.transcript})
             else:
