@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,10 @@ KEPT_S = 40  # of the microphone's sound: more than the longest utterance
 GAP_S = 0.5  # without sound from the microphone, silence is assumed
 HUSH_MS = 200  # of silence tell the detector that a gap has begun
 LEVEL_MS = 100  # between two reports of the microphone's level
+TAIL_MS = 1500  # before a reply is begun, in which speech ended
+LEAST_POWER = 1e-9
+QUIET = 10 ** (-50 / 20)  # what nobody hears: replies that begin with it would only keep one waiting
+LEAD_S = 0.03  # of it is kept before the first sound
 CAPTION_MS = 400  # of new sound are worth hearing what was said so far anew
 PER_MS = SAMPLE_RATE // 1000
 
@@ -137,7 +141,6 @@ class Conversation:
         self._lag_ms = 0.0  # of the detector's clock behind the conversation's
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=2048)  # (position, when it came)
         self._heard_at, self._in_gap = wall(), False
-        self._voice_end_ms: float | None = None
         self._level_at_ms = -math.inf
         self._state = State.LISTENING
         self._floor_ms: float | None = None  # somebody has the floor since then
@@ -305,8 +308,6 @@ class Conversation:
 
     def _take_frame(self, frame: VadFrame) -> None:
         at, lag = frame.end_ms + self._lag_ms, self._lag_ms
-        if frame.speech and frame.voiced and frame.level_db > frame.threshold_db:
-            self._voice_end_ms = at
         if at - self._level_at_ms >= LEVEL_MS:
             self._level_at_ms = at
             self.emit(Level(frame.level_db, frame.threshold_db, frame.speech))
@@ -325,6 +326,15 @@ class Conversation:
         self._microphone.skip(samples)
         self._lag_ms += samples / PER_MS
         self._handle(turn.Tick(self.now_ms))
+
+    def _speech_end(self, from_ms: float, until_ms: float) -> float:
+        """Where in a stretch that ends with silence the speech before it ended: finer than the detector, which waits
+        in case that more follows, and hears no last "s"."""
+        sound = self._microphone.part(max(from_ms, until_ms - TAIL_MS), until_ms)
+        powers = np.square(sound[len(sound) % (10 * PER_MS) :]).reshape(-1, 10 * PER_MS).mean(axis=1)
+        silence = max(float(powers[-10:].mean()), LEAST_POWER) if len(powers) else 0.0
+        louder = np.flatnonzero(powers > 4 * silence)
+        return until_ms - 10 * (len(powers) - 1 - louder[-1]) if len(louder) else until_ms
 
     def _arrival(self, position_ms: float) -> float:
         """When the sound at this position was said, as far as its arrival tells."""
@@ -426,8 +436,7 @@ class Conversation:
         if action.from_ms is not None and action.until_ms is not None:
             sound = self._microphone.part(action.from_ms, action.until_ms)
             said = hears = Item(self._speech_id, "user", sound=sound)
-            if self._voice_end_ms is not None and self._voice_end_ms > action.from_ms:
-                speech_end = min(self._arrival(self._voice_end_ms), now)
+            speech_end = min(self._arrival(self._speech_end(action.from_ms, action.until_ms)), now)
         if hears is not None and (hears.sound is None or hears.transcript):
             hears = None
         reply = self._reply = _Reply(action.turn, Item(self.new_id(), "assistant"), said, hears, now, speech_end)
@@ -538,6 +547,8 @@ class Conversation:
                 self._show(reply, Text(reply.turn, text))
             case SpeechDelta():
                 self._all_heard(reply)
+                if not reply.sounds and (event := _from_first_sound(event)) is None:
+                    return
                 reply.sounds.append(event)
                 reply.sound_ms += 1000 * len(event.pcm) / event.sample_rate
                 if reply.playing:
@@ -639,6 +650,14 @@ class Conversation:
         spoken = [i for i in self.items.values() if i.sound is not None]
         for item in spoken[: -1 - max(self.talk.history, 1)]:
             item.sound = None
+
+
+def _from_first_sound(delta: SpeechDelta) -> SpeechDelta | None:
+    """Without the silence that it begins with; None if it is nothing else."""
+    loud = np.flatnonzero(np.abs(delta.pcm) > QUIET)
+    if not len(loud):
+        return None
+    return replace(delta, pcm=delta.pcm[max(loud[0] - int(LEAD_S * delta.sample_rate), 0) :])
 
 
 class _Recent:

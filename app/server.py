@@ -141,6 +141,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(128)  # who comes before the server is ready waits
     except OSError as error:
         listener.close()
         told = f"port {settings.port} on {settings.host} is taken or not ours: choose another with --port or --host"

@@ -134,7 +134,14 @@ class Realtime:
         outbox, loop = _Outbox(socket), asyncio.get_running_loop()
 
         def post(call: Callable[[], None]) -> None:
-            loop.call_soon_threadsafe(_guarded, call)
+            loop.call_soon_threadsafe(guarded, call)
+
+        def guarded(call: Callable[[], None]) -> None:
+            try:
+                call()
+            except Exception:  # else the loop would tell it, and the client wait for ever
+                log.exception("%s failed", session.id)
+                session.end("the conversation failed here: begin another")
 
         session = RealtimeSession(self.engine, outbox.put, post, self.settings, self.metrics, self.model)
         tasks = [
@@ -272,13 +279,6 @@ class _Pace:
 
 def _ended(message: dict[str, Any]) -> bool:
     return message["type"] == "websocket.disconnect"
-
-
-def _guarded(call: Callable[[], None]) -> None:
-    try:
-        call()
-    except Exception:  # else the loop tells it, and nobody knows whose it was
-        log.exception("an event of the model was lost")
 
 
 async def _send(socket: WebSocket, event: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import decode, gpu, latency, memory, moe, quantized, train
+from bench import app, decode, gpu, latency, memory, moe, quantized, train
 
 BENCHES = {
     "memory": memory,
@@ -15,6 +15,7 @@ BENCHES = {
     "latency": latency,
     "quantized": quantized,
     "train": train,
+    "app": app,
 }
 
 
