@@ -450,7 +450,7 @@ class Conversation:
             )
 
         def tell(event: Any) -> None:
-            at = time.perf_counter()
+            at = self._wall()
             self.post(lambda: self._generated(reply, event, at))
 
         try:
@@ -635,11 +635,11 @@ class Conversation:
     def _fitting(self, items: Sequence[Item]) -> list[Item]:
         """Without the oldest, as far as needed to leave half of the model's context to the reply."""
         items, room = list(items), self.engine.most.loop.decoder.context / 2
-        frames = self.engine.most.config.audio_rate_hz / SAMPLE_RATE
+        frames, tokenizer = self.engine.most.config.audio_rate_hz / SAMPLE_RATE, self.engine.most.processor.tokenizer
 
         def size(item: Item) -> float:
             heard = len(item.sound) * frames if item.sound is not None and not item.transcript else 0
-            return heard + (len(item.text) + len(item.transcript)) / 3
+            return heard + len(tokenizer(item.text + item.transcript).input_ids)
 
         while len(items) > 1 and sum(map(size, items)) > room:
             items.pop(0)

@@ -182,11 +182,11 @@ class Engine:
         _tell(job, event)
 
     def _end(self, job: Job, ended: Ended) -> None:
-        with self._change:
-            self._running.remove(job)
         if job.events is not None and hasattr(job.events, "close"):
             job.events.close()
         _tell(job, ended)
+        with self._change:  # last, so that all is told once nothing runs
+            self._running.remove(job)
 
 
 def _tell(job: Job, event: Any) -> None:
