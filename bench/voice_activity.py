@@ -2,7 +2,7 @@
 
 Truth comes from the clean sound by a rule of level alone (`speech_of`), which shares nothing with the detectors. Clips
 are laid into a stream with silence around them, noise sounds through all of it, and the app's detector hears it beside
-webrtcvad alone, which is smoothed in the same way but has no gate of level. Figures over all noises, each named
+webrtcvad alone, which is smoothed as the app does in quiet but has no gate of level. Figures are over all noises, named
 `vad_NAME_<dB>` after the level of speech over noise, or `vad_NAME_clean`:
 
 - `miss`: share of the frames with speech that are not called speech
@@ -10,8 +10,9 @@ webrtcvad alone, which is smoothed in the same way but has no gate of level. Fig
   without speech that are called speech, hangover included. A detector that never falls silent has no false starts
 - `onset_ms`: median wait from the true onset until speech is reported; `onset_error_ms`: by how much the onset that is
   then told misses it
-- `endpoint_ms`: median from the true end to the end of what is called speech; a stretch that goes on through all of the
-  silence after the clip counts as that long, and `endless` is the share of such clips
+- `endpoint_ms`: median from the true end to the end of what is called speech, pauses below 300 ms passed over, and
+  `endpoint_p90_ms` what a tenth of the clips exceed; a stretch that goes on through all of the silence after the clip
+  counts as that long, and `endless` is the share of such clips
 - `lost`: share of clips in which nothing is called speech
 
 With `_webrtc` they are those of webrtcvad alone; with `_human`, of recorded people instead of synthetic voices.
@@ -95,6 +96,7 @@ class Tally:
             "onset_ms": _median(self.onsets),
             "onset_error_ms": _median(self.onset_errors),
             "endpoint_ms": _median(self.endpoints),
+            "endpoint_p90_ms": float(np.percentile(self.endpoints, 90)) if self.endpoints else None,
             "endless": self.endless / self.clips if self.clips else None,
             "lost": self.lost / self.clips if self.clips else None,
         }
@@ -128,8 +130,8 @@ def figures(report: Report, people: Path = PEOPLE) -> None:
         f"voice activity: speech at {SPEECH_DB:g} dBFS in {', '.join(mixed)} noise, broadband SNR over active speech; "
         f"true speech is what lies within {LEVEL_DB:g} dB of a clip's loudest 20 ms, gaps below "
         f"{LONGEST_GAP * FRAME_MS:g} ms closed; noise alone is at {NOISE_DB:g} dBFS, a minute of each",
-        f"_webrtc: webrtcvad alone at aggressiveness {SETTINGS.aggressiveness}, smoothed as ours is, without our "
-        f"gate of level; an endpoint includes the hangover of {SETTINGS.hangover_ms:g} ms",
+        f"_webrtc: webrtcvad alone at aggressiveness {SETTINGS.aggressiveness}, smoothed as ours is in quiet, "
+        f"without our gate of level; an endpoint includes its hangover of {SETTINGS.hangover_ms:g} ms",
     ]
 
 
@@ -197,7 +199,7 @@ def heard(sound: np.ndarray) -> dict[str, Decisions]:
 
 
 def smoothed(voiced: np.ndarray, settings: VadSettings = SETTINGS) -> np.ndarray:
-    """Decisions begun and held as the app's are: by N of M frames, and through pauses up to the hangover."""
+    """Decisions begun and held as the app's are in quiet: by N of M frames, through pauses up to the hangover."""
     found = np.zeros(len(voiced), dtype=bool)
     speaking, since, pause_ms = False, 0, 0.0
     for i, now in enumerate(voiced):
@@ -279,7 +281,7 @@ def _synthetic(report: Report) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Questions, and sentences of other voices for babble; without the engines, the samples are both."""
     try:
         with Synthesizer() as synthesizer:
-            texts = list(dict.fromkeys(item.question for item in exchanges("test", SEED, 4 * QUESTIONS)))
+            texts = list(dict.fromkeys(item.question for item in exchanges("test", SEED, 4 * (QUESTIONS + BABBLERS))))
             spoken = list(_spoken(synthesizer, texts[:QUESTIONS], SEED, unseen_voices()))
             return spoken, list(_spoken(synthesizer, texts[QUESTIONS : QUESTIONS + BABBLERS], SEED + 1))
     except MissingEngine as error:
