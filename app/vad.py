@@ -25,6 +25,8 @@ SMOOTH_FRAMES = 15  # shorter averages would find the background in the stops of
 STEADY_FRAMES = 50
 STEADY_DB = 9.0  # a second of fan, hum or hiss stays within this; a second of speech ranges over 20 dB and more
 UNKNOWN_FRAMES = 50  # a stream that begins within a word is not to take the word for its background
+CLEAR_DB, DROWNED_DB = 40.0, 20.0  # speech this far above the background loses nothing to it; much, if only so far
+RESUME_DB = 12.0  # so much fainter than the loudest of it may be what goes on after a pause that lasts only in noise
 ONSET_FRAMES = 15  # how far back an onset is looked for: a long "sh" before the first vowel
 
 
@@ -39,6 +41,7 @@ class VadSettings:
     start_frames: int = 3  # so many ...
     start_window: int = 4  # ... of the last so many frames begin speech
     hangover_ms: float = 100.0  # speech lasts through pauses up to this, such as the closure of a "t"
+    noisy_hangover_ms: float = 200.0  # and up to this in noise, which hides the weak ends of words
     background_s: float = 4.0  # for how long a quiet moment tells the background
 
     def __post_init__(self) -> None:
@@ -50,6 +53,7 @@ class VadSettings:
             ("start_frames", 1, 50, True),
             ("start_window", 1, 50, True),
             ("hangover_ms", 0, 2000, False),
+            ("noisy_hangover_ms", 0, 2000, False),
             ("background_s", 1, 60, False),
         ):
             value = getattr(self, name)
@@ -99,7 +103,8 @@ class VoiceActivity:
         self._backgrounds: deque[float] = deque(unknown, maxlen=background_frames)
         self._candidates: deque[bool] = deque(maxlen=int(self.settings.start_window))
         self._onset_ms: float | None = None
-        self._pause_ms = 0.0
+        self._pause_ms = self._spoken_ms = 0.0
+        self._loudest = SILENCE_DB
 
     def push(self, samples: np.ndarray) -> list[VadFrame]:
         """The frames that `samples` complete: float in [-1, 1] (what exceeds it is clipped) or int16, any number.
@@ -125,17 +130,25 @@ class VoiceActivity:
         self._frames += 1
         level = _decibels(power)
         self._levels.append(level)
-        threshold = max(self._background(power) + settings.margin_db, settings.least_level_db)
+        background = self._background(power)
+        threshold = max(background + settings.margin_db, settings.least_level_db)
         release = max(threshold - settings.release_db, settings.least_level_db)
         if self._onset_ms is None:
             self._candidates.append(voiced and level > threshold)
             if sum(self._candidates) >= settings.start_frames:
                 self._onset_ms = self._onset(release)
-                self._pause_ms = 0.0
+                self._pause_ms, self._spoken_ms = 0.0, settings.start_frames * FRAME_MS
+                self._loudest = max(list(self._levels)[-int(settings.start_window) :])
         else:
             threshold = release
-            self._pause_ms = 0.0 if voiced and level > threshold else self._pause_ms + FRAME_MS
-            if self._pause_ms > settings.hangover_ms:
+            if self._pause_ms > settings.hangover_ms:  # so in noise: fainter voices of others are not to make it last
+                threshold = max(threshold, self._loudest - RESUME_DB)
+            if voiced and level > threshold:
+                self._pause_ms, self._loudest = 0.0, max(self._loudest, level)
+                self._spoken_ms += FRAME_MS
+            else:
+                self._pause_ms += FRAME_MS
+            if self._pause_ms > self._hangover_ms(background):
                 self._onset_ms = None
                 self._candidates.clear()
         return VadFrame(self._frames * FRAME_MS, level, threshold, voiced, self._onset_ms is not None, self._onset_ms)
@@ -148,6 +161,14 @@ class VoiceActivity:
             self._backgrounds.clear()  # what was quieter before, such as a room without the fan, is over
         self._backgrounds.append(smoothed)
         return min(self._backgrounds)
+
+    def _hangover_ms(self, background: float) -> float:
+        """How long a pause speech lasts through: the longer, the less it stands out, but no longer than it has lasted,
+        so that a clatter is over soon even in noise."""
+        settings = self.settings
+        drowned = (CLEAR_DB - (self._loudest - background)) / (CLEAR_DB - DROWNED_DB)
+        more = min(max(drowned, 0), 1) * (settings.noisy_hangover_ms - settings.hangover_ms)
+        return max(settings.hangover_ms, min(settings.hangover_ms + more, self._spoken_ms))
 
     def _onset(self, release: float) -> float:
         """Start of the run of frames above `release` that the newest candidate ends."""

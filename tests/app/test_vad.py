@@ -154,6 +154,44 @@ def test_hangover_is_how_long_speech_outlasts_the_sound():
     assert np.diff(ends).tolist() == [60, 40, 200]
 
 
+def test_noise_that_hides_weak_ends_of_words_makes_pauses_last():
+    def outlasts(level_db: float, seconds: float = 0.5, noisy_ms: float = 200) -> float:
+        sound = in_room(tone(seconds, level_db, 200, 400, 600), room_db=-60, before_s=2)  # -69.5 dB of it in the band
+        return stretches(frames_of(sound, VadSettings(noisy_hangover_ms=noisy_ms)))[-1][1] - 2000 - 1000 * seconds
+
+    def more(level_db: float, seconds: float = 0.5, noisy_ms: float = 200) -> float:
+        return outlasts(level_db, seconds, noisy_ms) - outlasts(level_db, seconds, noisy_ms=0)
+
+    assert more(-20) == 0
+    assert more(-38) == pytest.approx(40, abs=20)
+    assert more(-47) == pytest.approx(90, abs=20)
+    assert more(-47, noisy_ms=400) == pytest.approx(260, abs=40)
+    assert more(-44, seconds=0.1, noisy_ms=400) <= 40  # a clatter does not earn what words do
+
+
+@pytest.mark.parametrize(("fainter_db", "goes_on"), [(4, True), (18, False)])
+def test_after_a_pause_that_lasts_only_in_noise_what_is_much_fainter_does_not_go_on(fainter_db, goes_on):
+    """Voices in the background, over the gate's threshold, are not to make an utterance last."""
+    later = np.concatenate([np.zeros(round(0.16 * SAMPLE_RATE)), tone(0.06, -25 - fainter_db, 200, 400, 600)])
+    frames = frames_of(in_room(np.concatenate([tone(0.5, -25, 200, 400, 600), later]), room_db=-45, before_s=2))
+    assert any(frame.voiced and frame.level_db > -51 for frame in frames[133:136])  # 6 dB over the band's -54.5
+    start, end = stretches(frames, longest_pause_ms=0)[-1]
+    assert start < 2100
+    assert (end > 2720) == goes_on
+
+
+def test_fewer_pauses_are_found_in_sentences_in_noise_than_without_the_longer_hangover():
+    def missed(**changed: float) -> float:
+        decisions = [frames_of(in_room(spoken(name), room_db=-30), VadSettings(**changed)) for name in NAMES]
+        return sum(
+            not frame.speech
+            for name, frames in zip(NAMES, decisions)
+            for frame in frames[100 : 100 + len(spoken(name)) // FRAME]
+        )
+
+    assert missed() < 0.7 * missed(noisy_hangover_ms=0)
+
+
 def test_silence_direct_current_and_overload():
     silence = frames_of(np.zeros(SAMPLE_RATE))
     assert not any(frame.speech or frame.voiced for frame in silence)
@@ -309,6 +347,7 @@ def test_nothing_gives_nothing():
         {"start_frames": 5},
         {"start_window": 51},
         {"hangover_ms": -20},
+        {"noisy_hangover_ms": 2001},
         {"background_s": 0.5},
         {"background_s": float("inf")},
     ],
