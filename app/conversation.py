@@ -634,16 +634,16 @@ class Conversation:
 
     def _fitting(self, items: Sequence[Item]) -> list[Item]:
         """Without the oldest, as far as needed to leave half of the model's context to the reply."""
-        items, room = list(items), self.engine.most.loop.decoder.context / 2
+        room = self.engine.most.loop.decoder.context / 2
         frames, tokenizer = self.engine.most.config.audio_rate_hz / SAMPLE_RATE, self.engine.most.processor.tokenizer
-
-        def size(item: Item) -> float:
-            heard = len(item.sound) * frames if item.sound is not None and not item.transcript else 0
-            return heard + len(tokenizer(item.text + item.transcript).input_ids)
-
-        while len(items) > 1 and sum(map(size, items)) > room:
-            items.pop(0)
-        return items
+        kept: list[Item] = []
+        for item in reversed(items):
+            heard = item.sound is not None and not item.transcript
+            room -= len(item.sound) * frames if heard else len(tokenizer(item.text + item.transcript).input_ids)
+            if room < 0 and kept:
+                break
+            kept.insert(0, item)
+        return kept
 
     def _drop_old_sound(self) -> None:
         """What was said before the last exchanges is remembered as text alone."""

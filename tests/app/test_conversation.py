@@ -232,7 +232,7 @@ def test_speech_committed_by_hand_is_answered_only_when_asked(stage):
 def test_too_little_sound_is_not_committed_by_hand(stage):
     stage.conversation.turn_by_hand(True)
     stage.quiet(0.05)
-    with pytest.raises(ValueError, match="at least 0.1 s"):
+    with pytest.raises(ValueError, match=r"at least 0\.1 s"):
         stage.conversation.commit()
 
 
@@ -388,7 +388,7 @@ def test_a_history_longer_than_the_context_loses_its_oldest(stage):
 
 def test_old_sound_is_forgotten(stage):
     c = stage.conversation
-    for number in range(4):
+    for _ in range(4):
         stage.quiet(1)
         stage.hear(QUESTION)
         stage.quiet(4)
