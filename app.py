@@ -45,9 +45,13 @@ def _ask(settings: Settings) -> None:
 
     if settings.out:
         ask.check_out(Path(settings.out))
+    if settings.trace:
+        ask.check_out(Path(settings.trace), "--trace")
     question = ask.read_question(settings.ask)
-    reply = ask.answer(_load(settings), question)
+    reply = ask.answer(_load(settings), question, trace=bool(settings.trace))
     print(ask.told(reply, spoken=question.sound is not None))
+    if reply.trace is not None:
+        reply.trace.save(settings.trace)
     if settings.out:
         ask.write_sound(reply, Path(settings.out))
 

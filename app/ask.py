@@ -39,19 +39,22 @@ def read_question(given: str) -> Question:
     return Question(text=given)
 
 
-def check_out(path: Path) -> None:
-    """OSError if no sound could be written there: better known before the model is loaded."""
+def check_out(path: Path, flag: str = "--out") -> None:
+    """OSError if nothing could be written there: better known before the model is loaded."""
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out {path}: there is no folder {path.parent}; make it first")
+        raise FileNotFoundError(f"{flag} {path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
-        raise IsADirectoryError(f"--out {path}: this is a folder; name a file in it")
+        raise IsADirectoryError(f"{flag} {path}: this is a folder; name a file in it")
 
 
-def answer(most: Most, question: Question) -> Reply:
+def answer(most: Most, question: Question, trace: bool = False) -> Reply:
+    """The model's reply; with `trace` it knows which expert took which token."""
+    if trace and not most.config.moe_layers:
+        raise ValueError("--trace: this model has no experts to trace")
     if question.sound is None:
-        return most.answer(question.text)
+        return most.answer(question.text, record_routing=trace)
     samples, rate = question.sound
-    return most.answer(samples, sampling_rate=rate)
+    return most.answer(samples, sampling_rate=rate, record_routing=trace)
 
 
 def told(reply: Reply, spoken: bool) -> str:

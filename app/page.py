@@ -21,7 +21,7 @@ def build(engine: Engine, settings: GenerationSettings | None = None) -> gr.Bloc
     most = engine.most
     options = {"settings": settings, "record_routing": bool(most.config.moe_layers)}
 
-    def answer(given: str | np.ndarray, rate: int = SAMPLE_RATE) -> Reply:
+    def reply_to(given: str | np.ndarray, rate: int = SAMPLE_RATE) -> Reply:
         events = engine.run(lambda cancel: most.stream(given, sampling_rate=rate, cancel=cancel, **options))
         return next(event.reply for event in events if isinstance(event, Done))
 
@@ -32,9 +32,9 @@ def build(engine: Engine, settings: GenerationSettings | None = None) -> gr.Bloc
                 samples, rate = read_sound(recording)
                 if len(samples) > MAX_SECONDS * rate:
                     raise gr.Error(f"The recording is longer than {MAX_SECONDS} s: cut it.")
-                reply = answer(samples, rate)
+                reply = reply_to(samples, rate)
             elif text.strip():
-                reply = answer(text)
+                reply = reply_to(text)
             else:
                 raise gr.Error("Type a question or give a recording.")
         except (ValueError, OSError, RuntimeError, Busy) as error:

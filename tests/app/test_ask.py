@@ -93,11 +93,22 @@ def test_files_without_sound_are_told_in_one_line(capsys, tmp_path):
     assert "this is a folder" in refused(capsys, Settings(ask=str(tmp_path)))
 
 
+def test_the_routing_of_an_answer_is_written(folder, capsys, tmp_path):
+    prefix = tmp_path / "turn"
+    assert start.main(Settings(model=folder, ask="what time is it", trace=str(prefix))) == 0
+    trace = most_core.RoutingTrace.load(prefix)
+    assert trace.num_tokens > 4
+    assert trace.leakage == 0
+    assert "user" in trace.role
+
+
 def test_a_place_that_cannot_be_written_is_told_first(capsys, tmp_path):
     missing = tmp_path / "missing" / "reply.wav"
     assert "there is no folder" in refused(capsys, Settings(model="not looked at", ask="hello", out=str(missing)))
     assert "this is a folder" in refused(capsys, Settings(model="not looked at", ask="hello", out=str(tmp_path)))
     assert "--ask" in refused(capsys, Settings(model="not looked at", out=str(tmp_path / "reply.wav")))
+    assert "--trace" in refused(capsys, Settings(model="not looked at", ask="hello", trace=str(missing)))
+    assert "--ask" in refused(capsys, Settings(model="not looked at", trace=str(tmp_path / "turn")))
 
 
 def test_an_answer_without_sound_leaves_no_file(tmp_path):

@@ -11,6 +11,7 @@ from gradio_client import Client, handle_file
 
 import most_core
 from app import page
+from app.engine import Engine
 from app.settings import Settings
 
 # app.py shares its name with the package app/, so it is loaded by its path.
@@ -22,10 +23,12 @@ _spec.loader.exec_module(start)
 @pytest.fixture(scope="module")
 def client():
     short = most_core.GenerationSettings(max_sentence_units=75, max_sentence_tokens=12)
-    blocks = page.build(most_core.untrained("tiny"), short)
+    engine = Engine(most_core.untrained("tiny"))
+    blocks = page.build(engine, short)
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", share=False)
     yield Client(url, verbose=False)
     blocks.close()
+    engine.close()
 
 
 def test_a_typed_question_is_answered_in_text_and_sound(client):

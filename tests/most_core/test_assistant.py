@@ -340,6 +340,37 @@ def test_transcribe_decodes_freely_under_the_asr_prompt(most, wave, monkeypatch)
     assert most.transcribe(wave) == said
 
 
+def test_a_transcript_comes_piece_by_piece_and_stops_when_cancelled(most, wave):
+    whole = most.transcribe(wave)
+    pieces = [event.text for event in most.stream_transcript(wave)]
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == whole
+    cancel = threading.Event()
+    stream = most.stream_transcript(wave, cancel=cancel)
+    next(stream)
+    cancel.set()
+    assert list(stream) == []
+    assert len(most.loop._free) == most.loop.decoder.slots
+
+
+def test_speech_comes_piece_by_piece_and_stops_when_cancelled(most):
+    whole, _ = most.speak("One. Two.")
+    np.testing.assert_array_equal(np.concatenate([event.pcm for event in most.stream_speech("One. Two.")]), whole)
+    cancel = threading.Event()
+    stream = most.stream_speech("One. Two.", cancel=cancel)
+    next(stream)
+    cancel.set()
+    assert list(stream) == []
+    assert len(most.loop._free) == most.loop.decoder.slots
+
+
+def test_stages_before_the_first_sound_explain_when_it_came(reply):
+    before = reply.before_sound
+    assert list(before) == list(STAGES)
+    assert sum(before.values()) == pytest.approx(reply.timings["first_sound"], rel=0.05, abs=2)
+    assert before["units"] < reply.timings["units"]
+
+
 def test_speak_reads_each_sentence_and_joins_the_sound(most, monkeypatch):
     seen = []
     inner = most.processor.prompt
