@@ -3,6 +3,7 @@
 Two models write it down: the language model, under its own name, and the ears alone (`NAME-ears`), which spell what
 they hear and know when each word was. Captions of the language model's words get their times from the ears.
 Sound of more than 15 s is taken piece by piece, cut where it is quietest: so nobody else waits long for the model.
+The language model learnt from single sentences, so it is given what is between pauses, where the ears know of them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from most_core import HeardDelta, Most, Word
 from most_core.speech import SAMPLE_RATE
 
 WINDOW_S, LOOK_BACK_S, QUIET_S = 15, 5, 0.2  # a piece at most; where its end is sought; how long a quiet moment is
+SENTENCE_S, BREATH_S = 6, 0.1  # what is longer is cut at smaller pauses, too; what is shorter than these is none
 CUE_S, CUE_CHARACTERS, PAUSE_S = 6, 80, 0.7  # a caption ends before it is longer, and at a pause
 UNSUPPORTED = {"prompt": ("",), "include[]": ([],), "include": ("",), "chunking_strategy": ("auto",)}
 LISTS = ("timestamp_granularities", "timestamp_granularities[]", "include[]")
@@ -65,6 +67,11 @@ class Piece:
     end_s: float
     text: str
     words: list[Word]
+
+    def later(self, seconds: float) -> Piece:
+        """The same, in a recording that begins so much earlier."""
+        words = [word._replace(start_s=word.start_s + seconds, end_s=word.end_s + seconds) for word in self.words]
+        return Piece(self.start_s + seconds, self.end_s + seconds, self.text, words)
 
 
 async def read_form(request: Request) -> tuple[dict[str, Any], bytes, str]:
@@ -136,26 +143,43 @@ def hear(
     most: Most, sound: np.ndarray, by_ears: bool, timed: bool, cancel: threading.Event
 ) -> Iterator[HeardDelta | Piece]:
     """A job for the engine: text as it is made out, and each piece when it is done."""
+    between = ""
     for start, end in windows(sound):
-        wave, start_s = sound[start:end], start / SAMPLE_RATE
-        words = [
-            Word(word.text, word.start_s + start_s, word.end_s + start_s, word.confidence)
-            for word in (most.encoder.words(wave) if by_ears or timed else ())
-        ]
-        between = " " if start else ""
+        wave = sound[start:end]
+        seconds = len(wave) / SAMPLE_RATE
+        spelled = by_ears or timed or (most.encoder and seconds > SENTENCE_S)
+        words = most.encoder.words(wave) if spelled else []
         if by_ears:
             text = " ".join(word.text for word in words)
             if text:
                 yield HeardDelta(between + text)
-        else:
+                between = " "
+            yield Piece(0, seconds, text, words).later(start / SAMPLE_RATE)
+            continue
+        for piece in sentences(Piece(0, seconds, "", words)):
             text = ""
-            for delta in most.stream_transcript(wave, cancel=cancel):
-                piece = delta.text if text else delta.text.lstrip()
-                if piece:
-                    yield HeardDelta(piece if text else between + piece)
-                    text += piece
-            words = with_times(text.split(), words, start_s, end / SAMPLE_RATE) if timed else []
-        yield Piece(start_s, end / SAMPLE_RATE, text.strip(), words)
+            first, last = round(piece.start_s * SAMPLE_RATE), round(piece.end_s * SAMPLE_RATE)
+            for delta in most.stream_transcript(wave[first:last], cancel=cancel):
+                more = delta.text if text else delta.text.lstrip()
+                if more:
+                    yield HeardDelta(more if text else between + more)
+                    text += more
+            between = " " if text else between
+            text = text.strip()
+            timed_words = with_times(text.split(), piece.words, piece.start_s, piece.end_s) if timed else []
+            yield Piece(piece.start_s, piece.end_s, text, timed_words).later(start / SAMPLE_RATE)
+
+
+def sentences(piece: Piece) -> list[Piece]:
+    """The piece, cut in the middle of the pauses between its words."""
+    pauses = [after.start_s - before.end_s for before, after in pairwise(piece.words)]
+    widest = max(pauses, default=0.0)
+    if widest < (PAUSE_S if piece.end_s - piece.start_s <= SENTENCE_S else BREATH_S):
+        return [piece]
+    count = pauses.index(widest) + 1
+    before, after = piece.words[:count], piece.words[count:]
+    middle = before[-1].end_s + widest / 2
+    return sentences(Piece(piece.start_s, middle, "", before)) + sentences(Piece(middle, piece.end_s, "", after))
 
 
 def with_times(texts: list[str], heard: list[Word], start_s: float, end_s: float) -> list[Word]:
@@ -194,21 +218,22 @@ async def _pieces(service: Service, sound: np.ndarray, by_ears: bool, timed: boo
 
 
 async def _stream(service: Service, sound: np.ndarray, by_ears: bool) -> AsyncIterator[bytes]:
-    text = ""
+    pieces: list[Piece] = []
     job = service.engine.stream(lambda cancel: hear(service.most, sound, by_ears, False, cancel))
     async with contextlib.aclosing(job) as events:
         async for made in events:
             if isinstance(made, HeardDelta):
-                text += made.text
                 yield event({"type": "transcript.text.delta", "delta": made.text})
-    yield event({"type": "transcript.text.done", "text": text.strip()})
+            else:
+                pieces.append(made)
+    yield event({"type": "transcript.text.done", "text": _text(pieces)})
 
 
 # Writing down
 
 
 def _told(service: Service, asked: Recording, sound: np.ndarray, pieces: list[Piece], wants_words: bool) -> Answer:
-    text = " ".join(piece.text for piece in pieces if piece.text)
+    text = _text(pieces)
     if asked.response_format == "text":
         return Whole(f"{text}\n".encode("utf-8", "replace"), "text/plain; charset=utf-8")
     cues = [cue for piece in pieces for cue in cues_of(piece)]
@@ -227,6 +252,10 @@ def _told(service: Service, asked: Recording, sound: np.ndarray, pieces: list[Pi
         if not wants_words or "segment" in (asked.timestamp_granularities or ()):
             told["segments"] = [_segment(service.most, number, cue) for number, cue in enumerate(cues)]
     return Whole(to_json(told))
+
+
+def _text(pieces: list[Piece]) -> str:
+    return " ".join(piece.text for piece in pieces if piece.text)
 
 
 def cues_of(piece: Piece) -> list[Piece]:

