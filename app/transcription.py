@@ -143,12 +143,12 @@ def hear(
     most: Most, sound: np.ndarray, by_ears: bool, timed: bool, cancel: threading.Event
 ) -> Iterator[HeardDelta | Piece]:
     """A job for the engine: text as it is made out, and each piece when it is done."""
+    spells = most.encoder is not None and most.encoder.ctc is not None
     between = ""
     for start, end in windows(sound):
         wave = sound[start:end]
         seconds = len(wave) / SAMPLE_RATE
-        spelled = by_ears or timed or (most.encoder and seconds > SENTENCE_S)
-        words = most.encoder.words(wave) if spelled else []
+        words = most.encoder.words(wave) if spells else []
         if by_ears:
             text = " ".join(word.text for word in words)
             if text:

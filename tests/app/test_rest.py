@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
+import socket
 import threading
 import time
 
@@ -17,10 +18,11 @@ import pytest
 import soundfile
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 import most_core
-from app import chat, transcription
+from app import chat, transcription, work
+from app.api import Pieces, Service
 from app.audio import encode, from_pcm16, read_sound, to_pcm16
 from app.engine import Engine
 from app.metrics import Metrics
@@ -829,6 +831,43 @@ def test_who_hangs_up_stops_the_model(format, server, monkeypatch):
     while server.count("/v1/audio/speech", "499") != gone + 1:
         assert time.perf_counter() < deadline + 3
         time.sleep(0.005)
+
+
+def test_who_sends_too_slowly_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(work, "READ_S", 0.2)
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert b" 408 " in connection.recv(4096)
+    assert server.count("/v1/chat/completions", "408") == 1
+
+
+def test_who_takes_too_long_to_read_is_given_up(monkeypatch):
+    monkeypatch.setattr(work, "SEND_S", 0.1)
+    service, closed = Service(None, SETTINGS, Metrics(), "tiny"), []
+
+    async def pieces():
+        try:
+            while True:
+                yield b"x"
+        finally:
+            closed.append(service.in_work)
+
+    async def handle(*_):
+        return Pieces(pieces())
+
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await never()
+
+    scope = {"type": "http", "method": "POST", "headers": [], "path": "/"}
+    answer = work.Work(service, Request(scope, never), "/", lambda request: asyncio.sleep(0), handle)
+    asyncio.run(asyncio.wait_for(answer(scope, never, send), 5))
+    assert (closed, service.in_work) == ([1], 0)
 
 
 def test_others_are_answered_while_somebody_is_read_to(server, client):
