@@ -23,7 +23,7 @@ from fastapi import FastAPI, Request
 import most_core
 from app import chat, transcription, work
 from app.api import Pieces, Service
-from app.audio import encode, from_pcm16, read_sound, to_pcm16
+from app.audio import Resampler, encode, from_pcm16, read_sound, to_pcm16
 from app.engine import Engine
 from app.metrics import Metrics
 from app.rest import BodyLimit, router
@@ -440,6 +440,12 @@ def test_mp3_is_the_default_and_wav_is_pcm_with_a_header(client):
     pcm = client.audio.speech.create(model="tiny", voice="v", input="a", response_format="pcm").content
     assert wav[:4] == b"RIFF"
     assert wav[44:] == pcm
+
+
+def test_streamed_speech_is_the_whole_of_it(client, most, hello):
+    made = client.audio.speech.create(model="tiny", voice="v", input="hello there", response_format="pcm").content
+    resampler = Resampler(most.vocoder.sample_rate, 24000)
+    assert made == to_pcm16(np.concatenate([resampler.push(hello[0]), resampler.finish()]))
 
 
 def test_sound_comes_while_more_is_made(client, server):
