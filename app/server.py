@@ -77,7 +77,7 @@ def create(most: Most, settings: Settings) -> ASGIApp:
     megabytes = f"{settings.upload_mb}mb"
     gr.mount_gradio_app(app, blocks, path="/", max_file_size=megabytes, run_history=False, ssr_mode=False)
     origins = [o.strip() for o in settings.origins.split(",") if o.strip()]
-    inner: ASGIApp = rest.BodyLimit(app, settings.upload_mb * 1_000_000)
+    inner: ASGIApp = rest.BodyLimit(app, megabytes=settings.upload_mb)
     if origins:
         inner = CORSMiddleware(inner, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return Guard(inner, metrics, _token(settings), origins, _names(settings, origins))
