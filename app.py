@@ -30,11 +30,12 @@ def main(settings: Settings) -> int:
             return 0
         for name in ("out", "trace"):
             if getattr(settings, name):
-                raise ValueError(f"--{name} {getattr(settings, name)} is for the answer to a question: give one with --ask")
+                raise ValueError(
+                    f"--{name} {getattr(settings, name)} is for the answer to a question: give one with --ask"
+                )
         from app import server
 
-        server.check(settings)
-        return server.serve(_load(settings, server.places(settings)), settings)
+        return server.serve(lambda: _load(settings, server.places(settings)), settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

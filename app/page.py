@@ -13,6 +13,7 @@ from most_core import Done, GenerationSettings, Reply
 from most_core.speech import SAMPLE_RATE
 
 MAX_SECONDS = 60
+CACHE_S = 600  # uploads and answers are deleted then
 TITLE = "MoST, a speech-text mixture of experts"
 
 
@@ -47,7 +48,7 @@ def build(engine: Engine, settings: GenerationSettings | None = None) -> gr.Bloc
         facts["confidence"] = round(reply.confidence, 2)
         return reply.heard, reply.text, sound, facts
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S)) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column():

@@ -6,7 +6,8 @@ import contextlib
 import secrets
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -83,13 +84,18 @@ def create(most: Most, settings: Settings) -> ASGIApp:
     return Guard(inner, metrics, _token(settings), origins, _names(settings, origins))
 
 
-def serve(most: Most, settings: Settings) -> int:
-    """Serve until interrupted; the exit status. ValueError or OSError if that cannot be done."""
+def serve(load: Callable[[], Most], settings: Settings) -> int:
+    """Serve until interrupted; the exit status. ValueError or OSError if that cannot be done, most of it before the
+    model is loaded, which `load` does, for `places(settings)` conversations."""
     if settings.token == "auto":
-        settings = Settings(**{**vars(settings), "token": secrets.token_urlsafe(16)})
+        settings = replace(settings, token=secrets.token_urlsafe(16))
     check(settings)
-    listener = _listen(settings)
-    server = uvicorn.Server(config(create(most, settings), settings))
+    listener = listen(settings)
+    try:
+        server = uvicorn.Server(config(create(load(), settings), settings))
+    except BaseException:
+        listener.close()
+        raise
     scheme = "https" if settings.ssl_certfile else "http"
     host, port = listener.getsockname()[:2]
     host = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "::1") else host
@@ -105,7 +111,7 @@ def serve(most: Most, settings: Settings) -> int:
 
 
 def check(settings: Settings) -> None:
-    """ValueError or OSError if it cannot be served so: better known before the model is loaded."""
+    """ValueError or OSError if it cannot be served so."""
     if settings.host not in OWN_NAMES and not settings.token:
         raise ValueError(
             f"--host {settings.host} lets others in: give them a word with --token WORD (or auto), or say --token none"
@@ -134,7 +140,7 @@ def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """A socket that listens; OSError in words if the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

@@ -39,7 +39,7 @@ def quiet(seconds, seed=0):
 @pytest.fixture(scope="module")
 def address():
     most = most_core.load("assets/nano", device="cpu", slots=server.places(SETTINGS))
-    listener = server._listen(SETTINGS)
+    listener = server.listen(SETTINGS)
     running = uvicorn.Server(server.config(server.create(most, SETTINGS), SETTINGS))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -259,9 +259,9 @@ def test_what_cannot_be_served_is_told_before_the_model_is_loaded(settings, mess
 
 
 def test_a_port_that_is_taken_is_told():
-    first = server._listen(Settings(port=0))
+    first = server.listen(Settings(port=0))
     try:
         with pytest.raises(OSError, match="choose another with --port"):
-            server._listen(Settings(port=first.getsockname()[1]))
+            server.listen(Settings(port=first.getsockname()[1]))
     finally:
         first.close()
