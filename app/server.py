@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import socket
 import sys
@@ -150,8 +151,10 @@ def listen(settings: Settings) -> socket.socket:
         listener.listen(128)  # who comes before the server is ready waits
     except OSError as error:
         listener.close()
-        told = f"port {settings.port} on {settings.host} is taken or not ours: choose another with --port or --host"
-        raise OSError(told) from error
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(f"port {settings.port} on {settings.host} is taken: choose another with --port") from None
+        told = f"--host {settings.host} --port {settings.port} cannot be listened on ({error.strerror}): choose others"
+        raise OSError(told) from None
     listener.set_inheritable(True)
     return listener
 

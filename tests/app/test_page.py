@@ -64,9 +64,9 @@ def test_eight_channels_are_refused_in_words(client, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(), "there is no folder assets/nano"),
-        (Settings(model="nowhere"), "there is no folder nowhere"),
-        (Settings(model="ears"), "no config.json in ears"),
+        (Settings(port=0), "there is no folder assets/nano"),
+        (Settings(model="nowhere", port=0), "there is no folder nowhere"),
+        (Settings(model="ears", port=0), "no config.json in ears"),
     ],
 )
 def test_what_cannot_be_opened_is_told_in_one_line(settings, message, capsys, tmp_path, monkeypatch):
@@ -82,8 +82,8 @@ def test_what_cannot_be_opened_is_told_in_one_line(settings, message, capsys, tm
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(quantize="int4"), "int4"),
-        (Settings(device="abacus"), "unknown device 'abacus'"),
+        (Settings(quantize="int4", port=0), "int4"),
+        (Settings(device="abacus", port=0), "unknown device 'abacus'"),
     ],
 )
 def test_impossible_settings_are_told_in_one_line(settings, message, capsys, tmp_path):

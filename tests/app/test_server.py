@@ -258,6 +258,11 @@ def test_what_cannot_be_served_is_told_before_the_model_is_loaded(settings, mess
         server.check(settings)
 
 
+def test_an_address_of_another_machine_is_told():
+    with pytest.raises(OSError, match=r"--host 203\.0\.113\.7 .* cannot be listened on"):
+        server.listen(Settings(host="203.0.113.7", port=0, token="x"))
+
+
 def test_a_port_that_is_taken_is_told():
     first = server.listen(Settings(port=0))
     try:
