@@ -116,7 +116,8 @@ def _welcome(pair: Pair, half_duplex: bool) -> list[Line]:
     else:
         advice = "Headphones are best, for it hears itself from a loudspeaker nearby: else start with --half-duplex."
     return [
-        *(Line("", f"{kind:10}  {device.name}, {device.rate} Hz") for kind, device in vars(pair).items()),
+        Line("", f"microphone  {pair.microphone.name}, {pair.microphone.rate} Hz"),
+        Line("", f"speaker     {pair.speaker.name}, {pair.speaker.rate} Hz"),
         Line("", f"Speak. {advice}"),
         Line("", f"Or type a question and press Enter. Enter alone stops the reply; {QUIT}, Ctrl-D or Ctrl-C ends."),
     ]

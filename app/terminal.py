@@ -263,7 +263,7 @@ class Typing:
             elif key == "\x15":  # Ctrl-U
                 self.draft = ""
             elif key == "\x17":  # Ctrl-W
-                self.draft = self.draft.rstrip().rpartition(" ")[0]
+                self.draft = "".join(self.draft.rstrip().rpartition(" ")[:2])
             elif key == "\x04" and not self.draft:
                 lines.append(QUIT)
             elif key.isprintable():
