@@ -29,7 +29,7 @@ from app.settings import Settings
 from app.speaker import Speaker
 from app.terminal import QUIT, Line, Screen, Transcript, Typing, key_by_key
 from app.vad import SAMPLE_RATE
-from most_core import Most
+from most_core import GenerationSettings, Most
 
 TICK_S = 0.04
 SILENT_S = 5.0  # of nothing at all from the microphone are worth a word
@@ -42,9 +42,7 @@ def talk(most: Most, settings: Settings) -> int:
     engine = Engine(most)
     try:
         engine.warm_up()
-        keyboard = sys.stdin.fileno() if sys.stdin else None
-        say = TalkSettings(most.usual_settings, history=settings.history, captions=True)
-        converse(engine, say, pair, screen, keyboard, half_duplex=settings.half_duplex, longest=settings.characters)
+        converse(engine, settings, most.usual_settings, pair, screen, _keyboard())
     except KeyboardInterrupt:
         pass
     finally:
@@ -54,19 +52,18 @@ def talk(most: Most, settings: Settings) -> int:
 
 def converse(
     engine: Engine,
-    say: TalkSettings,
+    settings: Settings,
+    generation: GenerationSettings,
     pair: Pair,
     screen: Screen,
     keyboard: int | None = None,
-    *,
-    half_duplex: bool = False,
-    longest: int = 4000,
 ) -> None:
-    """One conversation, until Ctrl-C or `/quit`. `keyboard`: the file descriptor that typed lines come from; `longest`:
-    the most characters of one. OSError if a device does not open or goes away."""
+    """One conversation, until Ctrl-C or `/quit`. `keyboard`: the file descriptor that typed lines come from. OSError if
+    a device does not open or goes away."""
     inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    talking = _Talking(engine, say, pair, screen, inbox.put, longest)
-    for line in _welcome(pair, half_duplex):
+    say = TalkSettings(generation, history=settings.history, captions=True)
+    talking = _Talking(engine, say, pair, screen, inbox.put, settings.characters)
+    for line in _welcome(pair, settings.half_duplex):
         screen.tell(line)
     with contextlib.ExitStack() as stack:
         stack.callback(screen.close)
@@ -78,7 +75,7 @@ def converse(
             pair.open(lambda block: inbox.put(functools.partial(talking.hear, block)), talking.speaker.take)
         )
         talking.player.latency_ms = streams.latency_ms
-        talking.conversation.half_duplex(half_duplex)
+        talking.conversation.half_duplex(settings.half_duplex)
         with contextlib.suppress(KeyboardInterrupt):
             _work(inbox, talking, streams.working)
 
@@ -95,6 +92,14 @@ def _work(inbox: queue.SimpleQueue[Callable[[], None]], talking: _Talking, worki
             talking.tick()
             if not working():
                 raise OSError("the microphone or the speaker is gone: choose others, see --list-devices")
+
+
+def _keyboard() -> int | None:
+    """Where typed lines come from; None where nobody can type."""
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError):  # there is none, it is no file, it is closed
+        return None
 
 
 def _read(keyboard: int, tell: Callable[[bytes], None]) -> None:

@@ -22,7 +22,6 @@ import app
 import most_core
 from app import devices, local
 from app.audio import Resampler
-from app.conversation import TalkSettings
 from app.devices import Device, Streams
 from app.engine import Engine
 from app.local import Player
@@ -123,8 +122,8 @@ def test_threads_that_write_take_and_pause_at_once_lose_and_mix_nothing():
             speaker.resume()
 
     def take():
-        while sum(map(np.count_nonzero, taken)) < total:
-            taken.append(speaker.take(320).copy())
+        while not (taken and taken[-1].max() == total):
+            taken.append(speaker.take(320))
 
     threads = [threading.Thread(target=work, daemon=True) for work in (write, disturb, take)]
     for thread in threads:
@@ -395,6 +394,21 @@ def test_a_device_that_does_not_open_is_told(portaudio, most, monkeypatch, capsy
     assert all(stream.closed for stream in FakeStream.opened)
 
 
+def test_the_command_opens_the_devices_answers_and_ends(portaudio, most, short, monkeypatch, capsys):
+    monkeypatch.setattr(start, "_load", lambda settings: most)
+    monkeypatch.setattr(type(most), "usual_settings", short)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        os.write(writing, b"hello\n\n/quit\n")
+        assert start.main(Settings(model="not looked at", local=True, half_duplex=True)) == 0
+        os.close(writing)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["      microphone  Built-in Audio, 44100 Hz", "      speaker     USB Headset, 48000 Hz"]
+    assert lines[4:] == ["you   hello", "most  [interrupted before the first word]"]
+    assert all(stream.closed for stream in FakeStream.opened)
+
+
 def test_a_missing_portaudio_or_sounddevice_is_told_with_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install sounddevice" in refused(capsys)
@@ -615,14 +629,14 @@ class Room:
 class Evening:
     """A conversation on the main thread, and on another what is done in it: a function given this."""
 
-    def __init__(self, most, settings, room, act, **options):
+    def __init__(self, most, generation, room, act, **options):
         self.out, self.room, self.error = io.StringIO(), room, None
         keyboard, self._keys = os.pipe()
         engine = Engine(most)
         actor = threading.Thread(target=self._act, args=(act,), daemon=True)
         try:
             actor.start()
-            local.converse(engine, TalkSettings(settings, captions=True), room, Screen(self.out), keyboard, **options)
+            local.converse(engine, Settings(**options), generation, room, Screen(self.out), keyboard)
         finally:
             actor.join(timeout=40)
             engine.close()
@@ -685,7 +699,7 @@ def test_a_voice_over_the_reply_pauses_and_then_ends_it(most, long):
     def act(evening):
         room.say(recording("where"))
         evening.wait(lambda: room.sounded() > 0.6)
-        room.say(recording("animal"))
+        room.say(recording("capital"))
         evening.wait(lambda: evening.said("most"))
         assert not room.silent  # while it still speaks
         assert room.sounded(last=8) == 0
@@ -742,7 +756,7 @@ def test_what_is_typed_is_answered_and_what_is_too_long_is_not(most, short):
         evening.type("hello " * 10 + "\n")
         evening.wait(lambda: "type at most 20" in evening.out.getvalue())
 
-    evening = Evening(most, short, room, act, longest=20)
+    evening = Evening(most, short, room, act, characters=20)
     assert evening.said("you") == ["hello there"]
     assert room.sounded() > 0.2
 
