@@ -25,14 +25,24 @@ SMALL = 100_000_000  # parameters; the products of smaller models are too small 
 def main(settings: Settings) -> int:
     """Answer one question, talk in the terminal, or serve until interrupted; 2 if that cannot be done."""
     try:
+        if settings.list_devices:
+            from app import devices
+
+            print(devices.list_devices())
+            return 0
         if settings.ask:
             _ask(settings)
             return 0
-        for name in ("out", "trace"):
-            if getattr(settings, name):
-                raise ValueError(
-                    f"--{name} {getattr(settings, name)} is for the answer to a question: give one with --ask"
-                )
+        for flag, given in (("--out", settings.out), ("--trace", settings.trace)):
+            if given:
+                raise ValueError(f"{flag} {given} is for the answer to a question: give one with --ask")
+        if settings.local:
+            from app import devices
+
+            devices.find(settings)  # better known before the model is loaded
+            from app import local
+
+            return local.talk(_load(settings), settings)
         from app import server
 
         return server.serve(lambda: _load(settings, server.places(settings)), settings)
