@@ -25,6 +25,8 @@ from app.vad import SAMPLE_RATE
 
 LONGEST_ID = 200
 MOST_ITEMS = 1000  # that a client may put into a conversation
+MOST_PARTS = 64  # of one of them
+LONGEST_APPEND = 1024 * 1024  # bytes of one event that appends sound: while it is heard, the others wait
 ROLES = {"user": ("input_text", "input_audio"), "assistant": ("output_text",), "system": ("input_text",)}
 
 
@@ -127,11 +129,18 @@ class RealtimeSession:
 
     def _append(self, event: dict[str, Any]) -> None:
         each(event, "input_audio_buffer.append", {"audio": lambda v, p: None})
-        self.microphone(_decoded(event.get("audio"), "audio"))
+        given = event.get("audio")
+        if isinstance(given, str) and len(given) > LONGEST_APPEND:
+            told = f"audio has {len(given)} characters: append at most {LONGEST_APPEND} at once"
+            raise Refused(told, "audio", "too_long")
+        self.microphone(_decoded(given, "audio"))
 
     def _commit(self, event: dict[str, Any]) -> None:
         each(event, "input_audio_buffer.commit", {})
-        item = self.conversation.commit()
+        try:
+            item = self.conversation.commit()
+        except ValueError as error:
+            raise Refused(str(error), None, "input_audio_buffer_commit_empty") from None
         if item is not None:
             self.out.committed(item)
 
@@ -159,12 +168,16 @@ class RealtimeSession:
         role = only(given.get("role"), "item.role", *ROLES)
         name = given.get("id")
         name = self.conversation.new_id() if name is None else text(name, "item.id", LONGEST_ID)
-        if name in self.conversation.items:
+        if self.conversation.knows(name):
             raise Refused(f"there is an item {quoted(name)} already: choose another id", "item.id", "duplicate")
         parts = given.get("content")
         if not isinstance(parts, list) or not parts:
             raise Refused(f"item.content is {quoted(parts)}: give a list of parts", "item.content", "invalid_type")
-        item = Item(name, role)
+        if len(parts) > MOST_PARTS:
+            raise Refused(f"item.content has {len(parts)} parts: give at most {MOST_PARTS}", "item.content", "too_long")
+        item, room = Item(name, role), self.limits.characters
+        if role == "system":
+            room -= sum(len(i.text) for i in self.conversation.items.values() if i.role == "system")
         for number_, part in enumerate(parts):
             param = f"item.content[{number_}]"
             if not isinstance(part, dict):
@@ -181,7 +194,8 @@ class RealtimeSession:
                 whole = Resampler(WIRE_RATE, SAMPLE_RATE)
                 item.sound = np.concatenate([whole.push(sound), whole.finish()])
             else:
-                said = text(part.get("text"), f"{param}.text", self.limits.characters)
+                said = text(part.get("text"), f"{param}.text", max(room, 0))
+                room -= len(said)
                 item.text = f"{item.text} {said}".strip()
         if item.sound is None and not item.text:
             raise Refused("the item says nothing: give it text or sound", "item.content")
@@ -209,7 +223,11 @@ class RealtimeSession:
         if end_ms > reply.sent_ms + 1:
             raise Refused(f"audio_end_ms is {end_ms:g}, but {reply.sent_ms:.0f} ms were sent", "audio_end_ms")
         if self.conversation.machine.live_turn == reply.turn:
-            self._fall_silent()
+            self.out.cutting = item  # its end is told below, as the client knows it
+            try:
+                self._fall_silent()
+            finally:
+                self.out.cutting = None
         words = reply.text.split()
         item.transcript = " ".join(words[: math.floor(len(words) * end_ms / max(reply.sent_ms, 1))])
         self.out.truncated(item, end_ms)
@@ -242,8 +260,10 @@ class RealtimeSession:
 
     def _cancel(self, event: dict[str, Any]) -> None:
         each(event, "response.cancel", {"response_id": lambda v, p: text(v, p, LONGEST_ID) if v is not None else None})
-        if not self.conversation.replying:
-            raise Refused("there is no response to cancel", None, "response_cancel_not_active")
+        name, live = event.get("response_id"), self.out.replies.get(self.conversation.machine.live_turn or 0)
+        if not self.conversation.replying or (name is not None and live is not None and name != live.id):
+            told = "there is no response to cancel" if name is None else f"response {quoted(name)} is not being made"
+            raise Refused(told, None, "response_cancel_not_active")
         self._fall_silent()
 
     def _stop(self, event: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from app.engine import Engine
 from app.metrics import Metrics
-from app.realtime import RealtimeSession
+from app.realtime import LONGEST_APPEND, RealtimeSession
 from app.session_settings import Refused
 from app.settings import Settings
 
@@ -27,7 +27,6 @@ BACKLOG_BYTES = 16_000_000  # not yet taken
 AHEAD_S = 30.0  # of real time, a client may send
 EVENTS_S, BURST = 200, 2000  # events a client may send, a second and at once
 LONGEST_EVENT = 16 * 1024 * 1024  # bytes
-LONGEST_APPEND = 1024 * 1024  # bytes of one message that appends sound: while it is heard, the others wait
 LINE_S = 2.0  # between two looks at who waits
 REALTIME = "realtime"  # the subprotocol that OpenAI's clients in browsers ask for
 
@@ -182,11 +181,7 @@ class Realtime:
     def _take(self, session: RealtimeSession, message: dict[str, Any]) -> None:
         text, data = message.get("text"), message.get("bytes")
         if text is not None:
-            if len(text) > LONGEST_APPEND and '"input_audio_buffer.append"' in text[:200]:
-                told = f"the event has {len(text)} characters: append at most {LONGEST_APPEND} at once"
-                session.out.error(Refused(told, "audio", "too_long"))
-            else:
-                session.receive_text(text)
+            session.receive_text(text)
         elif data is not None:
             try:
                 if len(data) > LONGEST_APPEND:
