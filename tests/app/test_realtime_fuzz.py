@@ -60,11 +60,16 @@ TUNED = (
 )
 
 
-def sound(dice, longest=0.5):
-    seconds = dice.uniform(0, longest)
-    start = dice.randrange(len(VOICE) - int(seconds * 24_000) * 2) // 2 * 2
-    spoken = VOICE[start : start + int(seconds * 24_000) * 2]
-    return spoken if dice.random() < 0.7 else bytes(len(spoken))
+def sound(dice, longest=0.3):
+    """Some speech, or silence."""
+    size = 2 * int(dice.uniform(0, longest) * 24_000)
+    start = 2 * dice.randrange((len(VOICE) - size) // 2)
+    return VOICE[start : start + size] if dice.random() < 0.7 else bytes(size)
+
+
+def utterance(dice):
+    """Speech with an end, or nearly: time for a reply to be begun, or to be committed, too."""
+    return [VOICE[:19_200], bytes(dice.choice([17_000, 27_000]))]
 
 
 VOICE = b""
@@ -157,7 +162,7 @@ def event_of(dice):
 
 def play(dice, engine):
     client = Client(engine)
-    session = client.session
+    session, talks = client.session, dice.random() < 0.3
     if dice.random() < 0.5:
         session.receive({"type": "session.update", "session": {"audio": {"input": dice.choice(UPDATES)}}})
     if dice.random() < 0.3:
@@ -165,10 +170,7 @@ def play(dice, engine):
     for _ in range(dice.randrange(2, 12)):
         match dice.randrange(10):
             case 0 | 1 | 2:
-                pieces = (
-                    [sound(dice)] if dice.random() < 0.6 else [VOICE[:24_000], bytes(dice.choice([12_000, 30_000]))]
-                )
-                for piece in pieces:
+                for piece in utterance(dice) if talks and dice.random() < 0.5 else [sound(dice)]:
                     client.clock += len(piece) / 48_000 * dice.choice([0, 1, 1, 1])
                     with contextlib.suppress(Refused):
                         session.microphone(piece + b"x" * (dice.random() < 0.02))
@@ -186,7 +188,10 @@ def play(dice, engine):
             case 7 if dice.random() < 0.2:
                 session.receive_text(dice.choice(["", "{", "[" * 5000, '{"type": "most.stop"}', "9" * 5000, "NaN"]))
             case _:
-                session.receive(event_of(dice))
+                session.receive(event := event_of(dice))
+                written = isinstance(event, dict) and event.get("type") == "conversation.item.create"
+                if written and dice.random() < 0.5:
+                    client.send("response.create")
     if dice.random() < 0.3:
         client.settle(seconds=0.05)
     session.close()
