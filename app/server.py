@@ -116,8 +116,9 @@ def check(settings: Settings) -> None:
         path = getattr(settings, name)
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"--{name.replace('_', '-')}: there is no file {path}")
-    if any(character in settings.token for character in ' ;,"\\\r\n\t'):
-        raise ValueError("--token may hold no blanks, commas, semicolons or quotes: choose another word")
+    word = settings.token
+    if not word.isascii() or (word and not word.isprintable()) or any(character in word for character in ' ;,"\\'):
+        raise ValueError("--token takes plain letters, digits and signs, but no blank, comma, semicolon or quote")
 
 
 def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

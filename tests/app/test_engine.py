@@ -56,8 +56,8 @@ def told():
 class Steps:
     """An iterator that gives one event a step, as the model would, and knows how many were made."""
 
-    def __init__(self, *events, hold=False):
-        self.events, self.made, self.closed = events, 0, False
+    def __init__(self, *events, hold=False, pause_s=0.0):
+        self.events, self.made, self.closed, self.pause_s = events, 0, False, pause_s
         self.go, self.begun = threading.Event(), threading.Event()
         if not hold:
             self.go.set()
@@ -70,6 +70,7 @@ class Steps:
                 if cancel.is_set():
                     return
                 self.made += 1
+                time.sleep(self.pause_s)
                 yield event
         finally:
             self.closed = True
@@ -114,7 +115,7 @@ def test_two_long_jobs_take_turns(engine, told):
 
 
 def test_a_new_job_sounds_before_an_older_one_that_is_far_ahead_goes_on(engine, told):
-    old = Steps(*[SECOND] * 50, hold=True)
+    old = Steps(*[SECOND] * 300, hold=True, pause_s=0.002)
     engine.submit(old, told.of("old"))
     new = Steps(TextDelta("hi"), SECOND)
     old.go.set()
@@ -142,7 +143,7 @@ def test_spare_jobs_run_only_when_nothing_else_can(engine, told):
 
 
 def test_a_spare_job_gives_its_place_to_one_that_waits(engine, told):
-    long = Steps(*[SECOND] * 1000, hold=True)
+    long = Steps(*[SECOND] * 300, hold=True, pause_s=0.002)
     engine.submit(long, told.of("long"))
     for _ in range(engine.places - 1):
         engine.submit(Steps(*range(100_000)), told.of("spare"), spare=True)
