@@ -24,6 +24,7 @@ from app.sockets import LONGEST_EVENT, Realtime
 from most_core import Most
 
 SPARE_PLACES = 4  # in the model, for REST beside the conversations
+GONE_MS = 20_000  # without a sign of taking what was sent, a connection is given up
 NO_TOKEN = "none"
 
 
@@ -88,7 +89,7 @@ def serve(most: Most, settings: Settings) -> int:
     if settings.token == "auto":
         settings = Settings(**{**vars(settings), "token": secrets.token_urlsafe(16)})
     check(settings)
-    listener = _listen(settings)
+    listener = listen(settings)
     server = uvicorn.Server(config(create(most, settings), settings))
     scheme = "https" if settings.ssl_certfile else "http"
     host, port = listener.getsockname()[:2]
@@ -135,7 +136,7 @@ def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """A socket that listens; OSError in words if the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -146,6 +147,8 @@ def _listen(settings: Settings) -> socket.socket:
         listener.close()
         told = f"port {settings.port} on {settings.host} is taken or not ours: choose another with --port or --host"
         raise OSError(told) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # whoever is accepted inherits it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_MS)
     listener.set_inheritable(True)
     return listener
 
