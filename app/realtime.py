@@ -26,14 +26,15 @@ from app.vad import SAMPLE_RATE
 LONGEST_ID = 200
 MOST_ITEMS = 1000  # that a client may put into a conversation
 MOST_PARTS = 64  # of one of them
-LONGEST_APPEND = 1024 * 1024  # bytes of one event that appends sound: while it is heard, the others wait
+PIECE_S = 1  # of sound is heard at a time: meanwhile, the others wait
 ROLES = {"user": ("input_text", "input_audio"), "assistant": ("output_text",), "system": ("input_text",)}
 
 
 class RealtimeSession:
-    """Call `receive` with each event of the client, `microphone` with bytes of sound, `tick` some twenty times a
-    second and `close` in the end, all on one thread. `send` is called with each event for the client, `post` from any
-    thread with what must run on this one. Once `ended` says why, the client is to be sent away."""
+    """Call `receive` with each event of the client, `microphone` with bytes of sound, `hear_on` until nothing is
+    `unheard`, `tick` some twenty times a second and `close` in the end, all on one thread. `send` is called with each
+    event for the client, `post` from any thread with what must run on this one. Once `ended` says why, the client is to
+    be sent away."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class RealtimeSession:
         self.settings = SessionSettings(history=settings.history)
         self._usual = engine.most.usual_settings
         self._resampler = Resampler(WIRE_RATE, SAMPLE_RATE)
+        self._unheard = np.zeros(0, np.float32)
         self.out = RealtimeOutput(send, metrics, self.id, self.settings)
         talk = self.settings.talk(self._usual)
         self.conversation = self.out.conversation = Conversation(engine, self.out.tell, post, talk=talk)
@@ -66,6 +68,8 @@ class RealtimeSession:
 
     def receive(self, event: Any) -> None:
         """Do what an event asks for; what cannot be done is told as an `error` event."""
+        while self.unheard:
+            self.hear_on()
         name = event.get("event_id") if isinstance(event, dict) else None
         name = name if isinstance(name, str) and len(name) <= LONGEST_ID else None
         try:
@@ -90,12 +94,26 @@ class RealtimeSession:
         if self.conversation.by_hand and waiting + len(samples) / WIRE_RATE > longest:
             told = f"more than {longest} s of sound wait to be committed: commit or clear it"
             raise Refused(told, "audio", "too_long")
+        while self.unheard:
+            self.hear_on()
         self.metrics.heard_s.inc(len(samples) / WIRE_RATE)
-        self.conversation.hear(self._resampler.push(samples))
+        self._unheard = samples
+        self.hear_on()
+
+    @property
+    def unheard(self) -> bool:
+        """Some of what was given to `microphone` is not heard yet, because it is long."""
+        return len(self._unheard) > 0
+
+    def hear_on(self) -> None:
+        """Hear a little of that."""
+        piece, self._unheard = np.split(self._unheard, [PIECE_S * WIRE_RATE])
+        self.conversation.hear(self._resampler.push(piece))
 
     def tick(self) -> None:
         """Time has passed."""
-        self.conversation.tick()
+        if not self.unheard:
+            self.conversation.tick()
         if self.out.turns >= self.limits.turns and not self.conversation.replying and not self.ended:
             self.end(f"the conversation has had its {self.limits.turns} turns: begin another")
 
@@ -129,11 +147,7 @@ class RealtimeSession:
 
     def _append(self, event: dict[str, Any]) -> None:
         each(event, "input_audio_buffer.append", {"audio": lambda v, p: None})
-        given = event.get("audio")
-        if isinstance(given, str) and len(given) > LONGEST_APPEND:
-            told = f"audio has {len(given)} characters: append at most {LONGEST_APPEND} at once"
-            raise Refused(told, "audio", "too_long")
-        self.microphone(_decoded(given, "audio"))
+        self.microphone(_decoded(event.get("audio"), "audio"))
 
     def _commit(self, event: dict[str, Any]) -> None:
         each(event, "input_audio_buffer.commit", {})

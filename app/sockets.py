@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from app.engine import Engine
 from app.metrics import Metrics
-from app.realtime import LONGEST_APPEND, RealtimeSession
+from app.realtime import RealtimeSession
 from app.session_settings import Refused
 from app.settings import Settings
 
@@ -179,6 +179,10 @@ class Realtime:
         while not _ended(message := await first.next(socket)):
             start = time.monotonic()
             self._take(session, message)
+            while session.unheard:
+                await asyncio.sleep(time.monotonic() - start)
+                start = time.monotonic()
+                session.hear_on()
             await pace.keep(time.monotonic() - start)
 
     def _take(self, session: RealtimeSession, message: dict[str, Any]) -> None:
@@ -187,8 +191,6 @@ class Realtime:
             session.receive_text(text)
         elif data is not None:
             try:
-                if len(data) > LONGEST_APPEND:
-                    raise Refused(f"the frame has {len(data)} bytes: append at most {LONGEST_APPEND}", None, "too_long")
                 session.microphone(data)
             except Refused as refused:
                 session.out.error(refused)

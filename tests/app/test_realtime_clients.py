@@ -228,6 +228,8 @@ def test_a_gap_of_a_second_in_mid_sentence_ends_the_turn_there_and_the_rest_is_a
 def test_a_burst_of_a_whole_conversation_at_once_is_heard_in_full(client, babble):
     for seed in range(3):
         client.session.microphone(bytes(24_000) + babble(1, seed) + bytes(60_000))
+    while client.session.unheard:
+        client.session.hear_on()
     client.settle()
     assert len(client.of("input_audio_buffer.committed")) == 3
     assert client.open is None
@@ -319,9 +321,18 @@ def test_half_a_character_is_refused_or_answered(client):
     assert errors(client) == ["invalid_value"] * 2
 
 
-def test_one_append_holds_a_million_bytes_at_most_however_it_is_spelled(client):
-    client.session.receive_text('{"audio": "%s", "type": "input_audio_buffer\\u002eappend"}' % ("AAAA" * 300_000))
-    assert errors(client) == ["too_long"]
+def test_a_long_append_is_heard_a_second_at_a_time_and_before_what_comes_after_it(client, babble):
+    session = client.session
+    session.microphone(bytes(24_000) + babble(10))
+    assert session.conversation.now_ms == pytest.approx(1000, abs=2)
+    session.tick()
+    assert session.unheard
+    session.hear_on()
+    assert session.conversation.now_ms == pytest.approx(2000, abs=2)
+    client.send("input_audio_buffer.commit")
+    assert session.conversation.now_ms == pytest.approx(10_500, abs=2)
+    assert not session.unheard
+    assert client.of("input_audio_buffer.committed")
 
 
 def test_the_last_turn_is_answered_and_then_the_session_ends(engine):

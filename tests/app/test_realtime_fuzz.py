@@ -167,7 +167,7 @@ def play(dice, engine):
         session.receive({"type": "session.update", "session": {"audio": {"input": dice.choice(UPDATES)}}})
     if dice.random() < 0.3:
         session.receive({"type": "session.update", "session": {"most": dict(dice.choice(OURS + TUNED))}})
-    for _ in range(dice.randrange(2, 12)):
+    for _ in range(dice.randrange(2, 11)):
         match dice.randrange(10):
             case 0 | 1 | 2:
                 for piece in utterance(dice) if talks and dice.random() < 0.5 else [sound(dice)]:
@@ -182,7 +182,7 @@ def play(dice, engine):
                 ms, ended = dice.choice([0, 50, 200, 1e6]), dice.random() < 0.5
                 session.receive({"type": "most.playback", "turn_id": turn, "played_ms": ms, "ended": ended})
             case 5:
-                client.settle(until=lambda: dice.random() < 0.2, seconds=0.05)
+                client.settle(until=lambda: dice.random() < 0.1, seconds=0.03)
             case 6:
                 client.drain(dice.randrange(4))
             case 7 if dice.random() < 0.2:

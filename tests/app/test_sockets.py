@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 import websockets
 from fastapi import FastAPI, WebSocket
+from openai import AsyncOpenAI
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
@@ -286,7 +287,7 @@ NONSENSE = [
     '{"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": '
     '"input_text", "text": "%s"}]}}' % ("x" * 1_000_000),
     b"\0",
-    bytes(3_000_000),
+    bytes(3_000_001),
 ]
 
 
@@ -539,5 +540,44 @@ def test_sound_in_bursts_with_stalls_is_heard_as_one_utterance(site, babble):
                 await asyncio.sleep(0.3)
             await a.until("response.done")
             assert [e["type"] for e in a.events].count("input_audio_buffer.committed") == 1
+
+    run(story())
+
+
+def test_openais_own_client_holds_a_conversation(site, babble):
+    async def story():
+        client = AsyncOpenAI(api_key="none", websocket_base_url=f"ws://127.0.0.1:{site.port}/v1")
+        async with client.realtime.connect(model="most-tiny") as connection:
+            await connection.session.update(
+                session={
+                    "type": "realtime",
+                    "output_modalities": ["audio"],
+                    "audio": {"input": {"turn_detection": None, "transcription": {"model": "gpt-4o-transcribe"}}},
+                }
+            )
+            recording = bytes(48_000) + babble(20) + bytes(48_000)  # a whole file at once, as OpenAI allows
+            await connection.input_audio_buffer.append(audio=base64.b64encode(recording).decode())
+            await connection.input_audio_buffer.commit()
+            await connection.response.create()
+            heard = said = status = None
+            async for event in connection:
+                assert event.type != "error", event
+                if event.type == "conversation.item.input_audio_transcription.completed":
+                    heard = event.transcript
+                elif event.type == "response.output_audio_transcript.done":
+                    said = event.transcript
+                elif event.type == "response.done":
+                    status = event.response.status
+                    break
+            await connection.conversation.item.create(item=written("and in writing?"))
+            await connection.response.create(response={"output_modalities": ["text"]})
+            async for event in connection:
+                assert event.type != "error", event
+                if event.type == "response.output_text.done":
+                    break
+        await client.close()
+        assert status in ("completed", "incomplete")
+        assert heard is not None
+        assert said is not None
 
     run(story())
