@@ -50,6 +50,7 @@ from most_core.assistant import STAGES
 KEPT_S = 40  # of the microphone's sound: more than the longest utterance
 GAP_S = 0.5  # without sound from the microphone, silence is assumed
 HUSH_MS = 200  # of silence tell the detector that a gap has begun
+MOST_SOUND_S = 600  # of what was said is remembered as sound
 LEVEL_MS = 100  # between two reports of the microphone's level
 TAIL_MS = 1500  # before a reply is begun, in which speech ended
 LEAST_POWER = 1e-9
@@ -83,6 +84,8 @@ class _Reply:
     hears: Item | None  # whose sound is heard first
     begun: float  # perf_counter, as the other moments
     speech_end: float
+    answers: bool  # else the utterance is only committed
+    speaks: bool
     job: Job | None = None
     committed: bool = False
     playing: bool = False
@@ -149,6 +152,7 @@ class Conversation:
         self._caption: Job | None = None
         self._captioned_ms = 0.0
         self._recorded: list[np.ndarray] | None = None  # sound to be committed by hand
+        self._recorded_samples = 0
         self._made = 0
         self._events: deque[turn.Event] = deque()
         self._handling = False
@@ -171,8 +175,9 @@ class Conversation:
 
     @property
     def replying(self) -> bool:
-        """A reply is being generated."""
-        return self._reply is not None and self._reply.committed and not self._reply.ended
+        """A reply is being generated, or its end is not told yet because somebody speaks."""
+        reply = self._reply
+        return reply is not None and reply.committed and not (reply.ended and (reply.playing or reply.last is None))
 
     def hear(self, samples: np.ndarray) -> None:
         """Sound from the microphone: float32 at 16 kHz, any number of samples."""
@@ -181,6 +186,7 @@ class Conversation:
         self._heard_at = now
         if self._recorded is not None:
             self._recorded.append(samples)
+            self._recorded_samples += len(samples)
         self._take(samples, now)
         self._caption_speech()
 
@@ -197,7 +203,7 @@ class Conversation:
 
     def turn_by_hand(self, on: bool) -> None:
         """Whether the client commits speech itself (`commit`, then `respond`), and no end of speech does."""
-        self._recorded = [] if on else None
+        self._recorded, self._recorded_samples = [] if on else None, 0
         self._handle(turn.HandsFree(self.now_ms, not on))
 
     def hands_free(self, on: bool) -> None:
@@ -229,18 +235,18 @@ class Conversation:
         sound = np.concatenate(self._recorded) if self._recorded else np.zeros(0, np.float32)
         if len(sound) < SAMPLE_RATE // 10:
             raise ValueError(f"{len(sound) / SAMPLE_RATE:.2f} s of sound are no speech: append at least 0.1 s")
-        self._recorded = []
+        self._recorded, self._recorded_samples = [], 0
         return self.add(Item(self.new_id(), "user", sound=sound))
 
     @property
     def recorded_s(self) -> float:
         """Sound that waits to be committed by hand."""
-        return sum(map(len, self._recorded or ())) / SAMPLE_RATE
+        return self._recorded_samples / SAMPLE_RATE
 
     def clear(self) -> None:
         """Forget what was said and not committed."""
         if self._recorded is not None:
-            self._recorded = []
+            self._recorded, self._recorded_samples = [], 0
         elif self.machine.state == State.HEARING:
             self._handle(turn.Stop(self.now_ms))
 
@@ -252,13 +258,19 @@ class Conversation:
             order = list(self.items.values())
             order.insert(list(self.items).index(after) + 1 if after else 0, item)
             self.items = {i.id: i for i in order}
+        self._limit_sound(item)
         return item
+
+    def knows(self, name: str) -> bool:
+        """Whether an item has this name, or one that is to come."""
+        coming = (self._reply.item, self._reply.said) if self._reply else ()
+        return name in self.items or name == self._speech_id or any(i is not None and i.id == name for i in coming)
 
     def new_id(self) -> str:
         """A name that no item has."""
         self._made += 1
         name = f"item_{self._made}"
-        return name if name not in self.items else self.new_id()
+        return name if not self.knows(name) else self.new_id()
 
     def respond(self) -> None:
         """Answer the conversation as it stands. ValueError if its last word is not the user's."""
@@ -289,7 +301,9 @@ class Conversation:
             self.machine.adopt(turns)
         if vad is not None:
             self._vad.settings, old = vad, self._vad.settings
-            if (vad.aggressiveness, vad.background_s) != (old.aggressiveness, old.background_s):
+            if any(
+                getattr(vad, name) != getattr(old, name) for name in ("aggressiveness", "background_s", "start_window")
+            ):
                 self._lag_ms = self.now_ms
                 self._vad.reset()
 
@@ -439,10 +453,13 @@ class Conversation:
             speech_end = min(self._arrival(self._speech_end(action.from_ms, action.until_ms)), now)
         if hears is not None and (hears.sound is None or hears.transcript):
             hears = None
-        reply = self._reply = _Reply(action.turn, Item(self.new_id(), "assistant"), said, hears, now, speech_end)
-        if said is not None and not self.talk.answer_speech:
+        talk = self.talk
+        answers = said is None or talk.answer_speech
+        item, speaks = Item(self.new_id(), "assistant"), talk.generation.speak
+        reply = self._reply = _Reply(action.turn, item, said, hears, now, speech_end, answers, speaks)
+        if not answers:
             return
-        messages, talk = self._messages(said), self.talk
+        messages = self._messages(said)
 
         def make(cancel: Any) -> Iterator[Any]:
             return self.engine.most.stream(
@@ -472,7 +489,7 @@ class Conversation:
             self.add(reply.said)
             self._drop_old_sound()
             self.emit(Committed(reply.turn, reply.said))
-        if reply.said is not None and not self.talk.answer_speech:
+        if not reply.answers:
             self._handle(turn.GenerationEnded(self.now_ms, reply.turn))
             return
         self.add(reply.item)
@@ -514,7 +531,7 @@ class Conversation:
             for item in (reply.item, reply.said):
                 if item is not None and self.items.pop(item.id, None):
                     self.emit(Removed(item))
-        elif cut:
+        elif cut and reply.speaks:  # what was only shown was read
             share = reply.played_ms / reply.sound_ms if reply.sound_ms else 0.0
             words = reply.item.transcript.split()
             reply.item.transcript = " ".join(words[: math.floor(share * len(words))])
@@ -650,6 +667,15 @@ class Conversation:
         spoken = [i for i in self.items.values() if i.sound is not None]
         for item in spoken[: -1 - max(self.talk.history, 1)]:
             item.sound = None
+
+    def _limit_sound(self, newest: Item) -> None:
+        """The oldest sound goes first, as far as needed."""
+        spoken = [i for i in self.items.values() if i.sound is not None]
+        total = sum(len(i.sound) for i in spoken)
+        for item in spoken:
+            if total > MOST_SOUND_S * SAMPLE_RATE and item is not newest:
+                total -= len(item.sound)
+                item.sound = None
 
 
 def _from_first_sound(delta: SpeechDelta) -> SpeechDelta | None:

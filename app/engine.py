@@ -4,13 +4,15 @@ What is special about it:
 - Whoever's listener would first run out of something to hear comes next (`Job.due`): so nobody waits long for a first
   sound while somebody else's reply, long since ahead of its playback, is finished. Between replies that are equally
   far ahead, turns are taken event by event.
-- Spare jobs (what is being said, shown while it is said) run only while nothing else can.
+- Spare jobs (what is being said, shown while it is said) run only while nothing else can, and end where another job
+  waits for their place.
 - A cancelled job stops within one token, and its place in the model is free again before the next job goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -23,6 +25,7 @@ import numpy as np
 from most_core import Event, GenerationSettings, HeardDelta, Most, SpeechDelta, TextDelta
 
 READING_S = 0.06  # how long a listener is busy with a letter that has no sound
+log = logging.getLogger(__name__)
 Make = Callable[[threading.Event], Iterator[Any]]  # given the event that cancels it
 
 
@@ -83,7 +86,7 @@ class Engine:
         with self._change:
             if self._closed:
                 raise RuntimeError("the engine is closed: make another one")
-            if len(self._waiting) >= self._waiting_limit:
+            if sum(not j.spare or spare for j in self._waiting) >= self._waiting_limit:
                 raise Busy(f"{self._waiting_limit} requests wait already: try again in a few seconds")
             self._waiting.append(job)
             self._change.notify()
@@ -151,6 +154,7 @@ class Engine:
                 for job in [j for j in self._waiting if j.cancelled.is_set()]:
                     self._waiting.remove(job)
                     self._running.append(job)  # to be told its end
+                self._make_room()
                 for job in self._running:
                     if job.cancelled.is_set():
                         return job
@@ -163,6 +167,12 @@ class Engine:
                 if self._closed:
                     return None
                 self._change.wait()
+
+    def _make_room(self) -> None:
+        """A spare job gives its place to one that waits and is not."""
+        if len(self._running) >= self.places and not all(j.spare for j in self._waiting):
+            for job in [j for j in self._running if j.spare][:1]:
+                job.cancel()
 
     def _step(self, job: Job) -> None:
         """Up to the job's next event."""
@@ -182,8 +192,11 @@ class Engine:
         _tell(job, event)
 
     def _end(self, job: Job, ended: Ended) -> None:
-        if job.events is not None and hasattr(job.events, "close"):
-            job.events.close()
+        try:
+            if job.events is not None and hasattr(job.events, "close"):
+                job.events.close()
+        except Exception:
+            log.exception("a job did not end as it should")
         _tell(job, ended)
         with self._change:  # last, so that all is told once nothing runs
             self._running.remove(job)
@@ -193,6 +206,9 @@ def _tell(job: Job, event: Any) -> None:
     try:
         job.tell(event)
     except RuntimeError:  # the event loop that listened is closed
+        job.cancel()
+    except Exception:  # nor may one listener's failure be the others'
+        log.exception("nobody takes what comes of a job")
         job.cancel()
 
 

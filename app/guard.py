@@ -11,8 +11,7 @@ import hmac
 import html
 import json
 from collections.abc import Sequence
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -46,7 +45,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if problem := self._strange(scope, headers):
             return await self._refuse(scope, send, headers, 403, "origin", problem)
-        if not self.token or scope["path"] in OPEN_PATHS:
+        if not self.token or scope["path"] in OPEN_PATHS or self._asks_beforehand(scope, headers):
             return await self.app(scope, receive, send)
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         if not any(hmac.compare_digest(word.encode(), self.token.encode()) for word in _words(headers, query)):
@@ -65,16 +64,22 @@ class Guard:
         reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
         if origin is None or reads or origin.lower() in self.origins:
             return ""
-        if urlsplit(origin).netloc.lower() == host.lower():
+        if host and origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}"):
             return ""
         return f"Pages of {origin[:80]!r} may not use this server: allow them with --origins."
+
+    def _asks_beforehand(self, scope: Scope, headers: dict[str, str]) -> bool:
+        """Whether a browser asks for a page of a named site what it may send: it sends no token with that."""
+        asks = scope["type"] == "http" and scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        return asks and headers.get("origin", "").lower() in self.origins
 
     async def _remember(self, scope: Scope, send: Send, query: dict[str, str]) -> None:
         """To the same page without the token in its address."""
         rest = urlencode({k: v for k, v in query.items() if k != "token"})
         secure = "; Secure" if scope.get("scheme") == "https" else ""
         cookie = f"{COOKIE}={self.token}; Path=/; HttpOnly; SameSite=Strict{secure}"
-        headers = [("location", scope["path"] + (f"?{rest}" if rest else "")), ("set-cookie", cookie)]
+        path = "/" + quote(scope["path"].lstrip("/\\"))  # of this site, whatever the path looks like
+        headers = [("location", path + (f"?{rest}" if rest else "")), ("set-cookie", cookie)]
         await _respond(send, 303, b"", headers)
 
     async def _refuse(
@@ -96,12 +101,10 @@ def _words(headers: dict[str, str], query: dict[str, str]) -> list[str]:
     """Whatever may be a token."""
     kind, _, word = headers.get("authorization", "").partition(" ")
     words = [query.get("token", ""), word.strip() if kind.lower() == "bearer" else ""]
-    try:
-        cookies = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        cookies = SimpleCookie()
-    if COOKIE in cookies:
-        words.append(cookies[COOKIE].value)
+    for cookie in headers.get("cookie", "").split(";"):  # SimpleCookie forgets all where one of them is odd
+        name, _, value = cookie.partition("=")
+        if name.strip() == COOKIE:
+            words.append(value.strip())
     offered = headers.get("sec-websocket-protocol", "").split(",")
     words += [p.strip().removeprefix(SUBPROTOCOL) for p in offered if p.strip().startswith(SUBPROTOCOL)]
     return [word for word in words if word]

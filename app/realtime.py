@@ -25,13 +25,16 @@ from app.vad import SAMPLE_RATE
 
 LONGEST_ID = 200
 MOST_ITEMS = 1000  # that a client may put into a conversation
+MOST_PARTS = 64  # of one of them
+PIECE_S = 1  # of sound is heard at a time: meanwhile, the others wait
 ROLES = {"user": ("input_text", "input_audio"), "assistant": ("output_text",), "system": ("input_text",)}
 
 
 class RealtimeSession:
-    """Call `receive` with each event of the client, `microphone` with bytes of sound, `tick` some twenty times a
-    second and `close` in the end, all on one thread. `send` is called with each event for the client, `post` from any
-    thread with what must run on this one. Once `ended` says why, the client is to be sent away."""
+    """Call `receive` with each event of the client, `microphone` with bytes of sound, `hear_on` until nothing is
+    `unheard`, `tick` some twenty times a second and `close` in the end, all on one thread. `send` is called with each
+    event for the client, `post` from any thread with what must run on this one. Once `ended` says why, the client is to
+    be sent away."""
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class RealtimeSession:
         self.settings = SessionSettings(history=settings.history)
         self._usual = engine.most.usual_settings
         self._resampler = Resampler(WIRE_RATE, SAMPLE_RATE)
+        self._unheard = np.zeros(0, np.float32)
         self.out = RealtimeOutput(send, metrics, self.id, self.settings)
         talk = self.settings.talk(self._usual)
         self.conversation = self.out.conversation = Conversation(engine, self.out.tell, post, talk=talk)
@@ -64,6 +68,8 @@ class RealtimeSession:
 
     def receive(self, event: Any) -> None:
         """Do what an event asks for; what cannot be done is told as an `error` event."""
+        while self.unheard:
+            self.hear_on()
         name = event.get("event_id") if isinstance(event, dict) else None
         name = name if isinstance(name, str) and len(name) <= LONGEST_ID else None
         try:
@@ -88,12 +94,26 @@ class RealtimeSession:
         if self.conversation.by_hand and waiting + len(samples) / WIRE_RATE > longest:
             told = f"more than {longest} s of sound wait to be committed: commit or clear it"
             raise Refused(told, "audio", "too_long")
+        while self.unheard:
+            self.hear_on()
         self.metrics.heard_s.inc(len(samples) / WIRE_RATE)
-        self.conversation.hear(self._resampler.push(samples))
+        self._unheard = samples
+        self.hear_on()
+
+    @property
+    def unheard(self) -> bool:
+        """Some of what was given to `microphone` is not heard yet, because it is long."""
+        return len(self._unheard) > 0
+
+    def hear_on(self) -> None:
+        """Hear a little of that."""
+        piece, self._unheard = np.split(self._unheard, [PIECE_S * WIRE_RATE])
+        self.conversation.hear(self._resampler.push(piece))
 
     def tick(self) -> None:
         """Time has passed."""
-        self.conversation.tick()
+        if not self.unheard:
+            self.conversation.tick()
         if self.out.turns >= self.limits.turns and not self.conversation.replying and not self.ended:
             self.end(f"the conversation has had its {self.limits.turns} turns: begin another")
 
@@ -131,7 +151,10 @@ class RealtimeSession:
 
     def _commit(self, event: dict[str, Any]) -> None:
         each(event, "input_audio_buffer.commit", {})
-        item = self.conversation.commit()
+        try:
+            item = self.conversation.commit()
+        except ValueError as error:
+            raise Refused(str(error), None, "input_audio_buffer_commit_empty") from None
         if item is not None:
             self.out.committed(item)
 
@@ -159,12 +182,16 @@ class RealtimeSession:
         role = only(given.get("role"), "item.role", *ROLES)
         name = given.get("id")
         name = self.conversation.new_id() if name is None else text(name, "item.id", LONGEST_ID)
-        if name in self.conversation.items:
+        if self.conversation.knows(name):
             raise Refused(f"there is an item {quoted(name)} already: choose another id", "item.id", "duplicate")
         parts = given.get("content")
         if not isinstance(parts, list) or not parts:
             raise Refused(f"item.content is {quoted(parts)}: give a list of parts", "item.content", "invalid_type")
-        item = Item(name, role)
+        if len(parts) > MOST_PARTS:
+            raise Refused(f"item.content has {len(parts)} parts: give at most {MOST_PARTS}", "item.content", "too_long")
+        item, room = Item(name, role), self.limits.characters
+        if role == "system":
+            room -= sum(len(i.text) for i in self.conversation.items.values() if i.role == "system")
         for number_, part in enumerate(parts):
             param = f"item.content[{number_}]"
             if not isinstance(part, dict):
@@ -181,7 +208,8 @@ class RealtimeSession:
                 whole = Resampler(WIRE_RATE, SAMPLE_RATE)
                 item.sound = np.concatenate([whole.push(sound), whole.finish()])
             else:
-                said = text(part.get("text"), f"{param}.text", self.limits.characters)
+                said = text(part.get("text"), f"{param}.text", max(room, 0))
+                room -= len(said)
                 item.text = f"{item.text} {said}".strip()
         if item.sound is None and not item.text:
             raise Refused("the item says nothing: give it text or sound", "item.content")
@@ -209,7 +237,11 @@ class RealtimeSession:
         if end_ms > reply.sent_ms + 1:
             raise Refused(f"audio_end_ms is {end_ms:g}, but {reply.sent_ms:.0f} ms were sent", "audio_end_ms")
         if self.conversation.machine.live_turn == reply.turn:
-            self._fall_silent()
+            self.out.cutting = item  # its end is told below, as the client knows it
+            try:
+                self._fall_silent()
+            finally:
+                self.out.cutting = None
         words = reply.text.split()
         item.transcript = " ".join(words[: math.floor(len(words) * end_ms / max(reply.sent_ms, 1))])
         self.out.truncated(item, end_ms)
@@ -242,8 +274,10 @@ class RealtimeSession:
 
     def _cancel(self, event: dict[str, Any]) -> None:
         each(event, "response.cancel", {"response_id": lambda v, p: text(v, p, LONGEST_ID) if v is not None else None})
-        if not self.conversation.replying:
-            raise Refused("there is no response to cancel", None, "response_cancel_not_active")
+        name, live = event.get("response_id"), self.out.replies.get(self.conversation.machine.live_turn or 0)
+        if not self.conversation.replying or (name is not None and live is not None and name != live.id):
+            told = "there is no response to cancel" if name is None else f"response {quoted(name)} is not being made"
+            raise Refused(told, None, "response_cancel_not_active")
         self._fall_silent()
 
     def _stop(self, event: dict[str, Any]) -> None:

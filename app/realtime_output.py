@@ -44,6 +44,7 @@ class RealtimeOutput:
         self.reply_settings: SessionSettings | None = None  # of the next reply, where they differ
         self.metadata: dict[str, str] | None = None  # which the client gave the next reply
         self.by_client = False  # who ends a reply
+        self.cutting: Item | None = None  # a reply whose end the client tells itself
         self.turns = 0
         self.replies: dict[int, ToldReply] = {}  # the last ones
         self._sequence, self._event = 0, 0
@@ -94,7 +95,8 @@ class RealtimeOutput:
             case talk.Removed(item=item):
                 self.event("conversation.item.deleted", item_id=item.id)
             case talk.Shortened(item=item, played_ms=ms):
-                self.truncated(item, ms)
+                if item is not self.cutting:
+                    self.truncated(item, ms)
             case talk.ReplyStarted(turn=turn, item=item):
                 self._start_reply(turn, item)
             case talk.Text(turn=turn, text=piece):
@@ -110,7 +112,7 @@ class RealtimeOutput:
         self.turns += 1
         wishes = self.reply_settings or self.settings
         heard = next((i.id for i in reversed(self.conversation.items.values()) if i.role == "user"), "")
-        reply = ToldReply(turn, item, heard, wishes.speak, self.metadata)
+        reply = ToldReply(turn, item, heard, wishes.speak, wishes.max_output_tokens, self.metadata)
         self.replies = {k: v for k, v in self.replies.items() if k > turn - 8} | {turn: reply}
         self._resampler = Resampler(SAMPLE_RATE, WIRE_RATE)
         self.event("response.created", response=self._response(reply, "in_progress"), turn_id=turn)
@@ -169,7 +171,7 @@ class RealtimeOutput:
             "output": [] if ended is None else [self._shown_end(reply, ended)],
             "output_modalities": ["audio" if reply.speaks else "text"],
             "conversation_id": f"conv_{self.session_id[5:]}",
-            "max_output_tokens": (self.reply_settings or self.settings).max_output_tokens or "inf",
+            "max_output_tokens": reply.longest or "inf",
             "metadata": reply.metadata,
             "usage": None,
         }
@@ -265,8 +267,11 @@ class RealtimeOutput:
 class ToldReply:
     """A reply as it was told to the client."""
 
-    def __init__(self, turn: int, item: Item, hears: str, speaks: bool, metadata: dict[str, str] | None) -> None:
-        self.turn, self.item, self.hears, self.speaks, self.metadata = turn, item, hears, speaks, metadata
+    def __init__(
+        self, turn: int, item: Item, hears: str, speaks: bool, longest: int | None, metadata: dict[str, str] | None
+    ) -> None:
+        self.turn, self.item, self.hears, self.speaks = turn, item, hears, speaks
+        self.longest, self.metadata = longest, metadata
         self.id = f"resp_{turn}"
         self.text = ""
         self.sent_ms = 0.0

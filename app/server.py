@@ -26,6 +26,7 @@ from app.sockets import LONGEST_EVENT, Realtime
 from most_core import Most
 
 SPARE_PLACES = 4  # in the model, for REST beside the conversations
+GONE_MS = 20_000  # without a sign of taking what was sent, a connection is given up
 NO_TOKEN = "none"
 
 
@@ -123,8 +124,9 @@ def check(settings: Settings) -> None:
         path = getattr(settings, name)
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"--{name.replace('_', '-')}: there is no file {path}")
-    if any(character in settings.token for character in ' ;,"\\\r\n\t'):
-        raise ValueError("--token may hold no blanks, commas, semicolons or quotes: choose another word")
+    word = settings.token
+    if not word.isascii() or (word and not word.isprintable()) or any(character in word for character in ' ;,"\\'):
+        raise ValueError("--token takes plain letters, digits and signs, but no blank, comma, semicolon or quote")
 
 
 def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -155,6 +157,8 @@ def listen(settings: Settings) -> socket.socket:
             raise OSError(f"port {settings.port} on {settings.host} is taken: choose another with --port") from None
         told = f"--host {settings.host} --port {settings.port} cannot be listened on ({error.strerror}): choose others"
         raise OSError(told) from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # whoever is accepted inherits it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_MS)
     listener.set_inheritable(True)
     return listener
 

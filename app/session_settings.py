@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -230,7 +229,10 @@ class SessionSettings:
 
 def quoted(value: Any) -> str:
     """A value in an error message, shortened."""
-    said = repr(value)
+    try:
+        said = repr(value)
+    except RecursionError:
+        said = "something nested deeply"
     return said if len(said) <= 60 else said[:57] + "..."
 
 
@@ -259,6 +261,8 @@ def text(given: Any, param: str, longest: int) -> str:
         raise Refused(f"{param} is {quoted(given)}: give a string", param, "invalid_type")
     if len(given) > longest:
         raise Refused(f"{param} has {len(given)} characters: give at most {longest}", param, "too_long")
+    if any("\ud800" <= character <= "\udfff" for character in given):
+        raise Refused(f"{param} holds half of a surrogate pair, which is no character: leave it out", param)
     return given
 
 
@@ -270,8 +274,8 @@ def switch(given: Any, param: str) -> bool:
 
 def number(given: Any, param: str, least: float, most: float, whole: bool = False) -> Any:
     kind = "whole number" if whole else "number"
-    fits = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-    if not fits or (whole and given != int(given)) or not least <= given <= most:
+    fits = isinstance(given, int | float) and not isinstance(given, bool) and least <= given <= most  # so it is finite
+    if not fits or (whole and given != int(given)):
         raise Refused(f"{param} is {quoted(given)}: give a {kind} in {least}..{most}", param)
     return int(given) if whole else given
 

@@ -27,8 +27,9 @@ BACKLOG_BYTES = 16_000_000  # not yet taken
 AHEAD_S = 30.0  # of real time, a client may send
 EVENTS_S, BURST = 200, 2000  # events a client may send, a second and at once
 LONGEST_EVENT = 16 * 1024 * 1024  # bytes
-LONGEST_APPEND = 1024 * 1024  # bytes of one message that appends sound: while it is heard, the others wait
 LINE_S = 2.0  # between two looks at who waits
+LINE_BYTES = 1024 * 1024  # of what is sent in line are kept for later
+LONGEST_REASON = 120  # bytes; a frame that closes takes 123
 REALTIME = "realtime"  # the subprotocol that OpenAI's clients in browsers ask for
 
 log = logging.getLogger(__name__)
@@ -89,12 +90,12 @@ class Realtime:
         """One client, from the handshake to the end."""
         offered = [p.strip() for p in socket.headers.get("sec-websocket-protocol", "").split(",")]
         await socket.accept(subprotocol=REALTIME if REALTIME in offered else None)
-        with contextlib.suppress(WebSocketDisconnect, _Gone, RuntimeError):
+        with contextlib.suppress(WebSocketDisconnect, _Gone, RuntimeError, TimeoutError):
             wished = socket.query_params.get("model", self.model)
             if wished not in (self.model, "most"):
                 told = f"there is no model {wished[:80]!r}: say {self.model}"
                 return await _refuse(socket, "model_not_found", told, 1008)
-            first = None
+            first = _First()
             if not self.lobby.enter():
                 turn = self.lobby.queue()
                 if turn is None:
@@ -105,11 +106,13 @@ class Realtime:
             try:
                 await self._converse(socket, first)
             finally:
+                first.forget()
                 self.lobby.leave()
 
-    async def _wait(self, socket: WebSocket, turn: asyncio.Event) -> dict[str, Any] | None:
-        """In line, telling the position. Returns what the client sent meanwhile, which is read only then."""
-        reading = asyncio.ensure_future(socket.receive())
+    async def _wait(self, socket: WebSocket, turn: asyncio.Event) -> _First:
+        """In line, telling the position. Returns what the client sent meanwhile, for later: it is read at once, or
+        nobody would see that it left, and its answers to pings."""
+        first = _First()
         waiting = asyncio.ensure_future(turn.wait())
         told, sequence = 0, 0
         try:
@@ -119,18 +122,20 @@ class Realtime:
                     told, sequence = position, sequence + 1
                     event = {"type": "most.queue", "turn_id": 0, "sequence": sequence, "position": position}
                     await _send(socket, event)
-                await asyncio.wait({waiting, *({reading} if not reading.done() else ())}, timeout=LINE_S)
-                if reading.done() and _ended(reading.result()):
-                    raise _Gone
-            return await reading if reading.done() else _Later(reading)
+                reading = first.reading = first.reading or asyncio.ensure_future(socket.receive())
+                await asyncio.wait({waiting, reading}, timeout=LINE_S, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    first.keep(reading.result())
+                    await asyncio.sleep(1 / EVENTS_S)
+            return first
         except BaseException:
-            reading.cancel()
+            first.forget()
             self.lobby.leave(turn)
             raise
         finally:
             waiting.cancel()
 
-    async def _converse(self, socket: WebSocket, first: Any) -> None:
+    async def _converse(self, socket: WebSocket, first: _First) -> None:
         outbox, loop = _Outbox(socket), asyncio.get_running_loop()
 
         def post(call: Callable[[], None]) -> None:
@@ -155,15 +160,17 @@ class Realtime:
                     self._explain(error, session)
             if session.ended and socket.client_state == WebSocketState.CONNECTED:
                 await outbox.empty()
-                await socket.close(1000, session.ended[:120])
+                await _close(socket, 1000, session.ended)
+        except _Slow as slow:
+            self._explain(slow, session)
         finally:
             session.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             if socket.client_state == WebSocketState.CONNECTED and not session.ended:
-                with contextlib.suppress(RuntimeError, asyncio.TimeoutError):
-                    await asyncio.wait_for(socket.close(1011, "the session ended"), STALLED_S)
+                with contextlib.suppress(RuntimeError, TimeoutError):
+                    await _close(socket, 1011, "the session ended")
 
     def _explain(self, error: Exception, session: RealtimeSession) -> None:
         if isinstance(error, _Gone | WebSocketDisconnect):
@@ -174,30 +181,23 @@ class Realtime:
         else:
             log.error("%s failed", session.id, exc_info=error)
 
-    async def _read(self, socket: WebSocket, session: RealtimeSession, first: Any) -> None:
+    async def _read(self, socket: WebSocket, session: RealtimeSession, first: _First) -> None:
         pace = _Pace(session)
-        message = await first.result() if isinstance(first, _Later) else first
-        while True:
-            if message is None:
-                message = await socket.receive()
-            if _ended(message):
-                return
+        while not _ended(message := await first.next(socket)):
+            start = time.monotonic()
             self._take(session, message)
-            message = None
-            await pace.keep()
+            while session.unheard:
+                await asyncio.sleep(time.monotonic() - start)
+                start = time.monotonic()
+                session.hear_on()
+            await pace.keep(time.monotonic() - start)
 
     def _take(self, session: RealtimeSession, message: dict[str, Any]) -> None:
         text, data = message.get("text"), message.get("bytes")
         if text is not None:
-            if len(text) > LONGEST_APPEND and '"input_audio_buffer.append"' in text[:200]:
-                told = f"the event has {len(text)} characters: append at most {LONGEST_APPEND} at once"
-                session.out.error(Refused(told, "audio", "too_long"))
-            else:
-                session.receive_text(text)
+            session.receive_text(text)
         elif data is not None:
             try:
-                if len(data) > LONGEST_APPEND:
-                    raise Refused(f"the frame has {len(data)} bytes: append at most {LONGEST_APPEND}", None, "too_long")
                 session.microphone(data)
             except Refused as refused:
                 session.out.error(refused)
@@ -219,14 +219,32 @@ class _Slow(Exception):
     """The client does not take what is sent."""
 
 
-class _Later:
-    """A message that is being waited for already."""
+class _First:
+    """What a client sent before its conversation began, and what is being waited for already."""
 
-    def __init__(self, reading: asyncio.Future[dict[str, Any]]) -> None:
-        self._reading = reading
+    def __init__(self) -> None:
+        self.kept: deque[dict[str, Any]] = deque()
+        self.reading: asyncio.Future[dict[str, Any]] | None = None
+        self._bytes = 0
 
-    async def result(self) -> dict[str, Any]:
-        return await self._reading
+    def keep(self, message: dict[str, Any]) -> None:
+        """For later, but only so much: what is said in a long line is heard by nobody. _Gone if it is the last."""
+        if _ended(message):
+            raise _Gone
+        self.reading = None
+        self._bytes += len(message.get("text") or message.get("bytes") or "")
+        if self._bytes <= LINE_BYTES:
+            self.kept.append(message)
+
+    async def next(self, socket: WebSocket) -> dict[str, Any]:
+        if self.kept:
+            return self.kept.popleft()
+        reading, self.reading = self.reading, None
+        return await (reading or socket.receive())
+
+    def forget(self) -> None:
+        if self.reading is not None:
+            self.reading.cancel()
 
 
 class _Outbox:
@@ -235,6 +253,7 @@ class _Outbox:
     def __init__(self, socket: WebSocket) -> None:
         self._socket, self._waiting, self._bytes = socket, deque[str](), 0
         self._more, self._over = asyncio.Event(), False
+        self._delivering = asyncio.Lock()  # one message after the other, also where the last ones are waited for
 
     def put(self, event: dict[str, Any]) -> None:
         message = json.dumps(event, separators=(",", ":"))
@@ -251,15 +270,18 @@ class _Outbox:
             await self.empty()
 
     async def empty(self) -> None:
-        while self._waiting:
-            if self._over:
-                raise _Slow(f"more than {BACKLOG_BYTES} bytes wait to be taken: the client is sent away")
-            message = self._waiting.popleft()
-            self._bytes -= len(message)
-            try:
-                await asyncio.wait_for(self._socket.send_text(message), STALLED_S)
-            except TimeoutError:
-                raise _Slow(f"a message was not taken within {STALLED_S:g} s: the client is sent away") from None
+        async with self._delivering:
+            while self._waiting:
+                if self._over:
+                    raise _Slow(f"more than {BACKLOG_BYTES} bytes wait to be taken: the client is sent away")
+                message = self._waiting.popleft()
+                self._bytes -= len(message)
+                try:
+                    async with asyncio.timeout(STALLED_S):  # wait_for may lose a cancellation in Python 3.11
+                        await self._socket.send_text(message)
+                except TimeoutError:
+                    self._over = True
+                    raise _Slow(f"a message was not taken within {STALLED_S:g} s: the client is sent away") from None
 
 
 class _Pace:
@@ -268,13 +290,14 @@ class _Pace:
     def __init__(self, session: RealtimeSession) -> None:
         self._session, self._start, self._allowed, self._at = session, time.monotonic(), float(BURST), time.monotonic()
 
-    async def keep(self) -> None:
+    async def keep(self, took_s: float) -> None:
+        """Wait as long as is due after a message that took so long: so nobody has more than half of the server."""
         now = time.monotonic()
         self._allowed = min(self._allowed + (now - self._at) * EVENTS_S, BURST) - 1
         self._at = now
         ahead = self._session.conversation.now_ms / 1000 - (now - self._start) - AHEAD_S
-        wait = max(ahead, -self._allowed / EVENTS_S, 0.0)
-        await asyncio.sleep(min(wait, STALLED_S))  # also where it is 0: the others' turn
+        wait = max(ahead, -self._allowed / EVENTS_S, took_s)
+        await asyncio.sleep(min(wait, max(STALLED_S, took_s)))
 
 
 def _ended(message: dict[str, Any]) -> bool:
@@ -283,12 +306,19 @@ def _ended(message: dict[str, Any]) -> bool:
 
 async def _send(socket: WebSocket, event: dict[str, Any]) -> None:
     try:
-        await asyncio.wait_for(socket.send_text(json.dumps(event)), STALLED_S)
+        async with asyncio.timeout(STALLED_S):
+            await socket.send_text(json.dumps(event))
     except TimeoutError:
         raise _Gone from None
+
+
+async def _close(socket: WebSocket, code: int, reason: str) -> None:
+    """TimeoutError if the client takes nothing more."""
+    async with asyncio.timeout(STALLED_S):
+        await socket.close(code, reason.encode()[:LONGEST_REASON].decode(errors="ignore"))
 
 
 async def _refuse(socket: WebSocket, code: str, message: str, close: int) -> None:
     error = {"type": "invalid_request_error", "code": code, "message": message, "param": None, "event_id": None}
     await _send(socket, {"type": "error", "event_id": "event_1", "error": error})
-    await socket.close(close, message[:120])
+    await _close(socket, close, message)
