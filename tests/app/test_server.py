@@ -250,7 +250,7 @@ def test_the_page_is_served_at_the_root_and_asks_no_other_host(address):
         (Settings(host="0.0.0.0"), "--host 0.0.0.0 lets others in"),
         (Settings(ssl_certfile="cert.pem"), "both --ssl-certfile and --ssl-keyfile"),
         (Settings(ssl_certfile="no.pem", ssl_keyfile="no.key"), "--ssl-certfile: there is no file no.pem"),
-        (Settings(token="a b"), "--token may hold no blanks"),
+        (Settings(token="a b"), "--token takes plain letters"),
     ],
 )
 def test_what_cannot_be_served_is_told_before_the_model_is_loaded(settings, message):
