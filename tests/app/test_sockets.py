@@ -573,7 +573,8 @@ def test_openais_own_client_holds_a_conversation(site, babble):
             await connection.response.create(response={"output_modalities": ["text"]})
             async for event in connection:
                 assert event.type != "error", event
-                if event.type == "response.output_text.done":
+                if event.type == "response.done":
+                    assert event.response.output[0].content[0].type == "output_text"
                     break
         await client.close()
         assert status in ("completed", "incomplete")
