@@ -197,9 +197,9 @@ class Engine:
                 job.events.close()
         except Exception:
             log.exception("a job did not end as it should")
-        _tell(job, ended)
-        with self._change:  # last, so that all is told once nothing runs
+        with self._change:  # together, so that all is told once nothing runs
             self._running.remove(job)
+            _tell(job, ended)
 
 
 def _tell(job: Job, event: Any) -> None:

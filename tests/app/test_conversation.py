@@ -39,11 +39,15 @@ class Stage:
 
     def settle(self):
         """Let the model finish all it does."""
-        while self.engine._running or self.engine._waiting or not self.posted.empty():
+        while self.working() or not self.posted.empty():
             try:
                 self.posted.get(timeout=0.01)()
             except queue.Empty:
                 continue
+
+    def working(self):
+        with self.engine._change:
+            return self.engine._running or self.engine._waiting
 
     def hear(self, wave, settle=True):
         """Through the microphone, in real time by the test's clock."""
