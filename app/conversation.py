@@ -144,6 +144,7 @@ class Conversation:
         self._lag_ms = 0.0  # of the detector's clock behind the conversation's
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=2048)  # (position, when it came)
         self._heard_at, self._in_gap = wall(), False
+        self.listening = True  # set it to False while sound is kept waiting: that is no gap in it
         self._level_at_ms = -math.inf
         self._state = State.LISTENING
         self._floor_ms: float | None = None  # somebody has the floor since then
@@ -193,6 +194,8 @@ class Conversation:
     def tick(self) -> None:
         """Time has passed."""
         now = self._wall()
+        if not self.listening and not self._in_gap:
+            self._heard_at = now
         if self._in_gap or now - self._heard_at >= GAP_S:
             self._pass_gap(now)
         reply = self._reply

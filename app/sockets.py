@@ -297,7 +297,9 @@ class _Pace:
         self._at = now
         ahead = self._session.conversation.now_ms / 1000 - (now - self._start) - AHEAD_S
         wait = max(ahead, -self._allowed / EVENTS_S, took_s)
+        self._session.conversation.listening = False  # so that no silence stands in for what waits meanwhile
         await asyncio.sleep(min(wait, max(STALLED_S, took_s)))
+        self._session.conversation.listening = True
 
 
 def _ended(message: dict[str, Any]) -> bool:

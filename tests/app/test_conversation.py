@@ -334,6 +334,20 @@ def test_a_short_stall_of_the_network_is_no_gap(stage):
     assert len(committed.item.sound) / 16000 > len(QUESTION) / 16000 - 0.3
 
 
+def test_sound_that_is_kept_waiting_is_no_gap(stage):
+    stage.quiet(1)
+    stage.hear(QUESTION[:24000])
+    before = stage.conversation.now_ms
+    stage.conversation.listening = False
+    stage.wait(3)
+    stage.conversation.listening = True
+    stage.wait(0.4)
+    assert stage.conversation.now_ms == before
+    stage.hear(QUESTION[24000:])
+    stage.quiet(1)
+    assert len(stage.of(out.Committed)) == 1
+
+
 def test_a_client_that_tells_its_playback_is_believed(stage):
     stage.quiet(1)
     stage.hear(QUESTION)
