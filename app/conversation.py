@@ -619,7 +619,7 @@ class Conversation:
         reply.timed = True
         stages = {"endpoint": 1000 * (reply.begun - reply.speech_end)}
         if reply.sounds and reply.playing:
-            model, there = reply.reply.before_sound, reply.first_sound
+            model, there = reply.sounds[0].stages, reply.first_sound
         else:
             model, there = {name: reply.reply.timings[name] for name in STAGES}, reply.over
         stages["queue"] = max(1000 * (there - reply.begun) - sum(model.values()), 0.0)

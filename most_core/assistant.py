@@ -13,7 +13,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -54,6 +54,7 @@ class TextDelta:
 class SpeechDelta:
     pcm: np.ndarray  # float32 mono
     sample_rate: int
+    stages: Mapping[str, float] = field(default_factory=dict)  # milliseconds by stage that the reply took up to here
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class RoutingDelta:
 class Reply:
     """A finished reply. `confidence` is the probability of the least sure word heard or answered; `timings` are
     milliseconds: stages (encode, prefill, heard, text, units, vocoder) and moments since the start (first_unit,
-    first_sound, total; a silent reply has no first ones). `before_sound` are the stages up to the first sound: what of
-    that moment they leave unexplained, others who share the model took."""
+    first_sound, total; a silent reply has no first ones)."""
 
     text: str
     waveform: np.ndarray
@@ -79,7 +79,6 @@ class Reply:
     finish_reason: str
     trace: RoutingTrace | None
     timings: dict[str, float]
-    before_sound: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,6 @@ class Most:
             finish_reason=running.finish_reason or "cancelled",
             trace=self._trace(recorder, running) if recorder else None,
             timings=reply.clock.timings(),
-            before_sound=reply.clock.before_sound,
         )
 
     def _confidence(self, running: Generation) -> float:
@@ -343,9 +341,9 @@ class _Reply:
 
     def spoken(self, sound: SpeechDelta | None) -> Iterator[SpeechDelta]:
         if sound is not None:
-            self.clock.mark_sound()
+            self.clock.mark("first_sound")
             self.waves.append(sound.pcm)
-            yield sound
+            yield replace(sound, stages=dict(self.clock.stages))
 
 
 class _Voice:
@@ -380,7 +378,6 @@ class _Clock:
         self.start = time.perf_counter()
         self.stages = dict.fromkeys(STAGES, 0.0)
         self.moments: dict[str, float] = {}
-        self.before_sound: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -390,10 +387,6 @@ class _Clock:
 
     def mark(self, name: str) -> None:
         self.moments.setdefault(name, (time.perf_counter() - self.start) * 1e3)
-
-    def mark_sound(self) -> None:
-        self.before_sound = self.before_sound or dict(self.stages)
-        self.mark("first_sound")
 
     def timings(self) -> dict[str, float]:
         self.mark("total")
