@@ -26,7 +26,7 @@ def main(settings: Settings) -> int:
     """Answer one question, talk in the terminal, or serve until interrupted; 2 if that cannot be done."""
     try:
         if settings.list_devices:
-            from app import devices
+            from app.terminal import devices
 
             print(devices.list_devices())
             return 0
@@ -37,12 +37,12 @@ def main(settings: Settings) -> int:
             if given:
                 raise ValueError(f"{flag} {given} is for the answer to a question: give one with --ask")
         if settings.local:
-            from app import devices
+            from app.terminal import devices
 
             devices.find(settings)  # better known before the model is loaded
-            from app import local
+            from app.terminal import talk
 
-            return local.talk(_load(settings), settings)
+            return talk.talk(_load(settings), settings)
         from app import server
 
         return server.serve(lambda: _load(settings, server.places(settings)), settings)

@@ -21,8 +21,8 @@ from app import page, rest
 from app.engine import Engine
 from app.guard import OWN_NAMES, Guard
 from app.metrics import Metrics
+from app.realtime.sockets import LONGEST_EVENT, Realtime
 from app.settings import Settings
-from app.sockets import LONGEST_EVENT, Realtime
 from most_core import Most
 
 SPARE_PLACES = 4  # in the model, for REST beside the conversations

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from app.api import (
+from app.audio import WIRE_RATE, Resampler, encode, from_pcm16, to_pcm16
+from app.rest.api import (
     Answer,
     Asked,
     Pieces,
@@ -37,8 +38,7 @@ from app.api import (
     to_json,
     waveform,
 )
-from app.audio import WIRE_RATE, Resampler, encode, from_pcm16, to_pcm16
-from app.speaking import Voice
+from app.rest.speaking import Voice
 from most_core import Done, Event, GenerationSettings, Message, Most, Reply, SpeechDelta, TextDelta
 from most_core.speech import SAMPLE_RATE
 

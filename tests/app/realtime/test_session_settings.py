@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from app.session_settings import Refused, SessionSettings
+from app.realtime.session_settings import Refused, SessionSettings
 from app.turn import TurnSettings
 from app.vad import VadSettings
 from most_core import GenerationSettings

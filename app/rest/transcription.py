@@ -23,7 +23,7 @@ import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from app.api import (
+from app.rest.api import (
     Answer,
     Asked,
     Pieces,

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api import SSE, Answer, Pieces, Refusal, Service, Whole, as_refusal, busy, event
+from app.rest.api import SSE, Answer, Pieces, Refusal, Service, Whole, as_refusal, busy, event
 
 READ_S, SEND_S = 60, 30  # a client that takes longer, for its request or for a piece of the answer, is given up
 GONE = 499  # what is counted where nobody waits for the answer any more

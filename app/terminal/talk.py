@@ -19,15 +19,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from app import devices
 from app.audio import Resampler
 from app.conversation import Conversation, TalkSettings
-from app.devices import Pair
 from app.engine import Engine
 from app.outputs import Item, Output, Playback, ReplyEnded, Sound
 from app.settings import Settings
-from app.speaker import Speaker
-from app.terminal import QUIT, Line, Screen, Transcript, Typing, key_by_key
+from app.terminal import devices
+from app.terminal.devices import Pair
+from app.terminal.screen import QUIT, Line, Screen, Transcript, Typing, key_by_key
+from app.terminal.speaker import Speaker
 from app.vad import SAMPLE_RATE
 from most_core import GenerationSettings, Most
 

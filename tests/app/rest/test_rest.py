@@ -21,12 +21,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 import most_core
-from app import chat, transcription, work
-from app.api import Pieces, Service
 from app.audio import Resampler, encode, from_pcm16, read_sound, to_pcm16
 from app.engine import Engine
 from app.metrics import Metrics
-from app.rest import BodyLimit, router
+from app.rest import BodyLimit, chat, router, transcription, work
+from app.rest.api import Pieces, Service
 from app.settings import Settings
 from most_core import Word
 from most_core.speech import CtcHead, check_waveform

@@ -21,9 +21,9 @@ from pydantic import TypeAdapter
 from app.engine import Engine
 from app.guard import Guard
 from app.metrics import Metrics
+from app.realtime.sockets import Lobby, Realtime
 from app.server import config, listen
 from app.settings import Settings
-from app.sockets import Lobby, Realtime
 
 OPENAI = TypeAdapter(RealtimeServerEvent)
 PATIENCE_S = 20

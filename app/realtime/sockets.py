@@ -17,8 +17,8 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from app.engine import Engine
 from app.metrics import Metrics
-from app.realtime import RealtimeSession
-from app.session_settings import Refused
+from app.realtime.session import RealtimeSession
+from app.realtime.session_settings import Refused
 from app.settings import Settings
 
 TICK_S = 0.04
@@ -114,13 +114,13 @@ class Realtime:
         nobody would see that it left, and its answers to pings."""
         first = _First()
         waiting = asyncio.ensure_future(turn.wait())
-        told, sequence = 0, 0
+        told = 0
         try:
             while not turn.is_set():
                 position = self.lobby.position(turn)
                 if position != told:
-                    told, sequence = position, sequence + 1
-                    event = {"type": "most.queue", "turn_id": 0, "sequence": sequence, "position": position}
+                    told, first.sequence = position, first.sequence + 1
+                    event = {"type": "most.queue", "turn_id": 0, "sequence": first.sequence, "position": position}
                     await _send(socket, event)
                 reading = first.reading = first.reading or asyncio.ensure_future(socket.receive())
                 await asyncio.wait({waiting, reading}, timeout=LINE_S, return_when=asyncio.FIRST_COMPLETED)
@@ -148,7 +148,9 @@ class Realtime:
                 log.exception("%s failed", session.id)
                 session.end("the conversation failed here: begin another")
 
-        session = RealtimeSession(self.engine, outbox.put, post, self.settings, self.metrics, self.model)
+        session = RealtimeSession(
+            self.engine, outbox.put, post, self.settings, self.metrics, self.model, first.sequence
+        )
         tasks = [
             asyncio.ensure_future(task)
             for task in (self._read(socket, session, first), outbox.deliver(), self._tick(session))
@@ -225,6 +227,7 @@ class _First:
     def __init__(self) -> None:
         self.kept: deque[dict[str, Any]] = deque()
         self.reading: asyncio.Future[dict[str, Any]] | None = None
+        self.sequence = 0  # of the last event that was sent
         self._bytes = 0
 
     def keep(self, message: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import time
 
 from app.engine import Ended, Engine
 from app.metrics import Metrics
-from app.realtime import RealtimeSession
+from app.realtime.session import RealtimeSession
 from app.settings import Settings
 from app.turn import State
 

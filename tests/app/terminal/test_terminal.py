@@ -20,11 +20,8 @@ import soundfile
 
 import app
 import most_core
-from app import devices, local
 from app.audio import Resampler
-from app.devices import Device, Streams
 from app.engine import Engine
-from app.local import Player
 from app.outputs import (
     Committed,
     Heard,
@@ -42,8 +39,11 @@ from app.outputs import (
     Timed,
 )
 from app.settings import Settings
-from app.speaker import Speaker
-from app.terminal import Line, Screen, Transcript, Typing, key_by_key, meter
+from app.terminal import devices, talk
+from app.terminal.devices import Device, Streams
+from app.terminal.screen import Line, Screen, Transcript, Typing, key_by_key, meter
+from app.terminal.speaker import Speaker
+from app.terminal.talk import Player
 from app.turn import State
 
 ROOT = Path(app.__file__).parent.parent
@@ -636,7 +636,7 @@ class Evening:
         actor = threading.Thread(target=self._act, args=(act,), daemon=True)
         try:
             actor.start()
-            local.converse(engine, Settings(**options), generation, room, Screen(self.out), keyboard)
+            talk.converse(engine, Settings(**options), generation, room, Screen(self.out), keyboard)
         finally:
             actor.join(timeout=40)
             engine.close()
@@ -786,7 +786,7 @@ def test_a_device_that_goes_away_ends_it_with_a_word(most, short):
 
 
 def test_a_microphone_without_any_sound_is_told(most, short, monkeypatch):
-    monkeypatch.setattr(local, "SILENT_S", 0.2)
+    monkeypatch.setattr(talk, "SILENT_S", 0.2)
     room = Room()
     room._noise = SimpleNamespace(normal=lambda mean, spread, count: np.zeros(count))
     Evening(most, short, room, lambda evening: evening.wait(lambda: "is it muted" in evening.out.getvalue()))

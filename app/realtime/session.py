@@ -1,5 +1,5 @@
 """OpenAI's Realtime events as clients send them, and what they do to a conversation. What comes of it is told by
-`realtime_output`; how events travel is `sockets`' business."""
+`output`; how events travel is `sockets`' business."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from app.conversation import Conversation
 from app.engine import Engine
 from app.metrics import Metrics
 from app.outputs import Item
-from app.realtime_output import RealtimeOutput
-from app.session_settings import Refused, SessionSettings, each, number, only, quoted, switch, text
+from app.realtime.output import RealtimeOutput
+from app.realtime.session_settings import Refused, SessionSettings, each, number, only, quoted, switch, text
 from app.settings import Settings
 from app.vad import SAMPLE_RATE
 
@@ -44,6 +44,7 @@ class RealtimeSession:
         settings: Settings,
         metrics: Metrics,
         model: str,
+        sequence: int = 0,
     ) -> None:
         self.id = f"sess_{secrets.token_hex(8)}"
         self.limits, self.metrics, self.model, self.ended = settings, metrics, model, ""
@@ -51,7 +52,7 @@ class RealtimeSession:
         self._usual = engine.most.usual_settings
         self._resampler = Resampler(WIRE_RATE, SAMPLE_RATE)
         self._unheard = np.zeros(0, np.float32)
-        self.out = RealtimeOutput(send, metrics, self.id, self.settings)
+        self.out = RealtimeOutput(send, metrics, self.id, self.settings, sequence)
         talk = self.settings.talk(self._usual)
         self.conversation = self.out.conversation = Conversation(engine, self.out.tell, post, talk=talk)
         self.out.event("session.created", session=self.settings.to_wire(self.id, model))

@@ -11,8 +11,8 @@ import random
 import pytest
 from realtime_client import Client, Watched
 
-from app.realtime import HANDLERS
-from app.session_settings import Refused
+from app.realtime.session import HANDLERS
+from app.realtime.session_settings import Refused
 
 SEQUENCES, SHARES = 10_000, 20
 

@@ -1,7 +1,7 @@
 """OpenAI's REST routes over one shared model: chat, transcription, speech, models; and the limit on what they take in.
 
-`app.chat`, `app.transcription` and `app.speaking` say what each of them can do; `app.api` is what they share,
-`app.work` what happens to each request.
+`chat`, `transcription` and `speaking` say what each of them can do; `api` is what they share, `work` what happens to
+each request.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import chat, speaking, transcription
-from app.api import Answer, Refusal, Service, Whole, read_json, shown, to_json
 from app.engine import Engine
 from app.metrics import Metrics
+from app.rest import chat, speaking, transcription
+from app.rest.api import Answer, Refusal, Service, Whole, read_json, shown, to_json
+from app.rest.work import endpoint
 from app.settings import Settings
-from app.work import endpoint
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 

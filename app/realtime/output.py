@@ -13,13 +13,12 @@ from app.audio import WIRE_RATE, Resampler, to_pcm16
 from app.conversation import Conversation
 from app.metrics import Metrics
 from app.outputs import Item
-from app.session_settings import Refused, SessionSettings
+from app.realtime.session_settings import Refused, SessionSettings
 from app.vad import SAMPLE_RATE
 
 PIECE_S = 0.2  # of sound in one event
 NOTICES = {
     "too short": "The key was held too briefly: hold it while you speak.",
-    "nothing heard": "Nothing was heard.",
     "muted": "The microphone is muted.",
     "hands-free off": "Hands-free is off: hold the key while you speak.",
     "stopped": "Stopped.",
@@ -37,7 +36,12 @@ class RealtimeOutput:
     conversation: Conversation  # whose output this is: set before the first `tell`
 
     def __init__(
-        self, send: Callable[[dict[str, Any]], None], metrics: Metrics, session_id: str, settings: SessionSettings
+        self,
+        send: Callable[[dict[str, Any]], None],
+        metrics: Metrics,
+        session_id: str,
+        settings: SessionSettings,
+        sequence: int = 0,
     ) -> None:
         self._send, self.metrics, self.session_id = send, metrics, session_id
         self.settings = settings  # of the session
@@ -47,7 +51,7 @@ class RealtimeOutput:
         self.cutting: Item | None = None  # a reply whose end the client tells itself
         self.turns = 0
         self.replies: dict[int, ToldReply] = {}  # the last ones
-        self._sequence, self._event = 0, 0
+        self._sequence, self._event = sequence, 0
         self._resampler = Resampler(SAMPLE_RATE, WIRE_RATE)  # of the reply that is being sent
 
     def tell(self, output: talk.Output) -> None:
@@ -60,8 +64,11 @@ class RealtimeOutput:
                 self.event("input_audio_buffer.speech_started", audio_start_ms=round(at), item_id=name)
             case talk.SpeechStopped(at_ms=at, item_id=name):
                 self.event("input_audio_buffer.speech_stopped", audio_end_ms=round(at), item_id=name)
+            case talk.Dropped(why="nothing heard"):
+                told = "nothing was heard that could be committed: append speech first"
+                self.error(Refused(told, None, "input_audio_buffer_commit_empty"))
             case talk.Dropped(why=why):
-                if why in NOTICES:
+                if why in NOTICES and not (why == "hands-free off" and self.conversation.by_hand):
                     self.ours("most.notice", None, code=why.replace(" ", "_"), message=NOTICES[why])
             case talk.Committed(item=item):
                 self.committed(item)

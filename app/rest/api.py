@@ -1,6 +1,6 @@
 """What all REST routes share: reading and checking what was sent, and refusing it in OpenAI's words.
 
-A route is a function from what was sent to an `Answer`, whole or in pieces; `app.work` runs it.
+A route is a function from what was sent to an `Answer`, whole or in pieces; `app.rest.work` runs it.
 """
 
 from __future__ import annotations

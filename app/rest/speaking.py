@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from app.api import Answer, Asked, Pieces, Service, checked, event, refuse_unsupported
 from app.audio import WIRE_RATE, Resampler, encode, to_pcm16, wav_header
+from app.rest.api import Answer, Asked, Pieces, Service, checked, event, refuse_unsupported
 
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",

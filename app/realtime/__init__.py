@@ -1,0 +1,1 @@
+"""OpenAI's Realtime protocol: a spoken conversation over a WebSocket."""
