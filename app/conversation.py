@@ -314,6 +314,10 @@ class Conversation:
         """The client is gone."""
         self._handle(turn.Disconnect(self.now_ms))
         self._stop_captions()
+        # At once, not when Python looks for circles: beside a model's many objects it seldom does.
+        self.emit, self.post = _to_nobody, _to_nobody
+        self._microphone = _Recent(PER_MS)
+        self.items.clear()
 
     # Hearing
 
@@ -687,6 +691,10 @@ def _from_first_sound(delta: SpeechDelta) -> SpeechDelta | None:
     if not len(loud):
         return None
     return replace(delta, pcm=delta.pcm[max(loud[0] - int(LEAD_S * delta.sample_rate), 0) :])
+
+
+def _to_nobody(_: Any) -> None:
+    """The client is gone."""
 
 
 class _Recent:

@@ -146,6 +146,7 @@ class Engine:
             self._step(job)
             if self._watch is not None:
                 self._watch(time.perf_counter() - start)
+            del job  # who asked for it may be gone, and is not to be kept
 
     def _next(self) -> Job | None:
         """The job to go on with: all that were cancelled are ended first. None once all is closed."""
@@ -200,6 +201,12 @@ class Engine:
         with self._change:  # together, so that all is told once nothing runs
             self._running.remove(job)
             _tell(job, ended)
+        job.make, job.tell, job.events = _over, _over, None  # what they hold may go, and seldom goes in circles
+
+
+def _over(_: Any) -> Iterator[Any]:
+    """In place of what a job held."""
+    return iter(())
 
 
 def _tell(job: Job, event: Any) -> None:

@@ -32,7 +32,7 @@ from bench.talker import Heard, Talker
 
 SPEECH_DB = -26.0
 PINGS = 200
-SESSIONS, PAIRS = 5, 3  # of turns: each session has PAIRS interruptions, a first turn and one with a cough
+SESSIONS, PAIRS = 5, 6  # of turns: each session has PAIRS interruptions, a first turn and one with a cough
 GUARDED = 5  # sessions that are interrupted at once
 ECHO, ECHO_TURNS = 10 ** (-24 / 20), 8  # a laptop's speaker, after the browser's canceller
 AT_ONCE, AT_ONCE_TURNS = 8, 3

@@ -1,6 +1,9 @@
 """A conversation without sockets and devices: real speech, real engine, tiny model, a clock that the tests turn."""
 
+import gc
 import queue
+import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -472,6 +475,23 @@ def test_nothing_comes_after_the_client_is_gone(stage):
     stage.hear(QUESTION)
     stage.quiet(1)
     assert len(stage.of(out.Sound, out.Text, out.Committed)) == count
+
+
+def test_a_conversation_is_forgotten_at_once_when_it_is_over(engine):
+    stage = Stage(engine)
+    stage.quiet(1)
+    stage.hear(QUESTION)
+    stage.quiet(1)
+    stage.conversation.close()
+    stage.settle()
+    alive = weakref.ref(stage.conversation)
+    stage.conversation._wall = time.perf_counter  # not the stage's own, which holds the stage
+    gc.disable()
+    try:
+        del stage
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_the_recent_sound_is_kept_by_its_position():

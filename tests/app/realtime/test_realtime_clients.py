@@ -1,8 +1,10 @@
 """Honest, careless and hostile clients of one realtime session, one habit after the other."""
 
 import base64
+import gc
 import json
 import time
+import weakref
 
 import pytest
 from openai.types.realtime import RealtimeServerEvent
@@ -48,6 +50,14 @@ def encoded(pcm):
 
 
 # Honest clients of OpenAI's
+
+
+def test_a_client_that_takes_over_in_mid_utterance_is_told_of_no_key(client, babble):
+    client.hear(bytes(48_000), babble(0.8))
+    assert client.session.conversation.state == State.HEARING
+    client.update(audio={"input": {"turn_detection": None}})
+    assert client.session.conversation.state == State.LISTENING
+    assert not client.of("most.notice")
 
 
 def test_a_manual_turn_is_appended_committed_and_answered_when_asked(client, babble):
@@ -178,8 +188,9 @@ def test_a_response_tells_the_limit_it_was_made_with(client):
     assert limits == [5, 5]
 
 
-def test_committing_nothing_is_refused_as_by_openai(client):
-    client.update(audio={"input": {"turn_detection": None}})
+@pytest.mark.parametrize("detection", [None, {"type": "server_vad"}])
+def test_committing_nothing_is_refused_as_by_openai(client, detection):
+    client.update(audio={"input": {"turn_detection": detection}})
     client.send("input_audio_buffer.commit")
     assert errors(client) == ["input_audio_buffer_commit_empty"]
 
@@ -353,3 +364,21 @@ def test_a_larger_window_of_the_detector_counts_from_then_on(client, babble):
     client.hear(bytes(48_000), babble(1.5), bytes(48_000))
     client.settle()
     assert client.of("input_audio_buffer.speech_started")
+
+
+def test_a_session_is_forgotten_at_once_when_it_is_over(engine, babble):
+    client = Client(engine)
+    client.hear(bytes(48_000), babble(0.8), bytes(96_000))
+    client.settle()
+    client.session.close()
+    client.drain()
+    assert engine.gone()
+    alive = weakref.ref(client.session)
+    client.session.conversation._wall = time.perf_counter  # not the client's own, which holds
+    client.session.out._send = print  # the client, which holds the session
+    gc.disable()
+    try:
+        del client
+        assert alive() is None
+    finally:
+        gc.enable()

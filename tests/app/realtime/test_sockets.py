@@ -182,6 +182,9 @@ def test_who_comes_too_late_waits_in_line_or_is_refused(small):
                 assert d.errors() == ["server_busy"]
             await a.socket.close()
             await c.until("session.created", seconds=1.5)
+            await c.socket.send(bytes(48_000))  # a second of silence, whose level is told
+            await c.until("most.vad")
+            assert [event["sequence"] for event in c.events if event["type"].startswith("most.")] == [1, 2]
             assert (await c.ask("hello"))["response"]["status"] in ("completed", "incomplete")
 
     run(story())
