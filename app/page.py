@@ -7,18 +7,18 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from app.audio import read_sound
+from app.audio import read_sound, to_pcm16
 from app.engine import Busy, Engine
+from app.settings import Settings
 from most_core import Done, GenerationSettings, Reply
 from most_core.speech import SAMPLE_RATE
 
-MAX_SECONDS = 60
 CACHE_S = 600  # uploads and answers are deleted then
 TITLE = "MoST, a speech-text mixture of experts"
 
 
-def build(engine: Engine, settings: GenerationSettings | None = None) -> gr.Blocks:
-    """A Blocks page over the shared model, whose replies obey `settings`."""
+def build(engine: Engine, limits: Settings, settings: GenerationSettings | None = None) -> gr.Blocks:
+    """A Blocks page over the shared model, whose replies obey `settings` and whose visitors `limits`."""
     most = engine.most
     options = {"settings": settings, "record_routing": bool(most.config.moe_layers)}
 
@@ -30,17 +30,17 @@ def build(engine: Engine, settings: GenerationSettings | None = None) -> gr.Bloc
         """Answer a typed or spoken question: (heard, answer, sound, timings)."""
         try:
             if recording is not None:
-                samples, rate = read_sound(recording)
-                if len(samples) > MAX_SECONDS * rate:
-                    raise gr.Error(f"The recording is longer than {MAX_SECONDS} s: cut it.")
-                reply = reply_to(samples, rate)
+                reply = reply_to(*read_sound(recording, longest_s=limits.seconds))
+            elif len(text) > limits.characters:  # the box stops there, programs do not
+                raise gr.Error(f"The text has {len(text)} characters, the limit is {limits.characters}: shorten it.")
             elif text.strip():
                 reply = reply_to(text)
             else:
                 raise gr.Error("Type a question or give a recording.")
         except (ValueError, OSError, RuntimeError, Busy) as error:
             raise gr.Error(str(error), print_exception=False) from None
-        sound = (reply.sample_rate, (reply.waveform * 32767).astype(np.int16)) if len(reply.waveform) else None
+        pcm = np.frombuffer(to_pcm16(reply.waveform), np.int16)
+        sound = (reply.sample_rate, pcm) if len(pcm) else None
         facts = {f"{name} ms": round(ms, 1) for name, ms in reply.timings.items()}
         if reply.trace is not None:
             leaks = round(reply.trace.leakage * reply.trace.num_tokens)
@@ -52,7 +52,7 @@ def build(engine: Engine, settings: GenerationSettings | None = None) -> gr.Bloc
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column():
-                text = gr.Textbox(label="Type a question", lines=2, max_length=2000)
+                text = gr.Textbox(label="Type a question", lines=2, max_length=limits.characters)
                 recording = gr.Audio(
                     label="or record or upload one", sources=["microphone", "upload"], type="filepath", buttons=[]
                 )

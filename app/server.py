@@ -76,7 +76,7 @@ def create(most: Most, settings: Settings) -> ASGIApp:
 
     app.include_router(rest.router(engine, settings, metrics, name))
     # After our routes: what is mounted at / takes all that is left.
-    blocks = page.build(engine).queue(default_concurrency_limit=2)
+    blocks = page.build(engine, settings).queue(default_concurrency_limit=2)
     megabytes = f"{settings.upload_mb}mb"
     gr.mount_gradio_app(app, blocks, path="/", max_file_size=megabytes, run_history=False, ssr_mode=False)
     origins = [o.strip() for o in settings.origins.split(",") if o.strip()]

@@ -24,7 +24,7 @@ _spec.loader.exec_module(start)
 def client():
     short = most_core.GenerationSettings(max_sentence_units=75, max_sentence_tokens=12)
     engine = Engine(most_core.untrained("tiny"))
-    blocks = page.build(engine, short)
+    blocks = page.build(engine, Settings(seconds=3, characters=200), short)
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", share=False)
     yield Client(url, verbose=False)
     blocks.close()
@@ -52,6 +52,15 @@ def test_a_recording_in_stereo_at_44_kilohertz_is_heard(client, tmp_path):
 def test_nothing_given_says_what_to_do(client):
     with pytest.raises(Exception, match="Type a question or give a recording"):
         client.predict("  ", None, api_name="/ask")
+
+
+def test_what_is_too_long_is_refused_in_words(client, tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(4 * 16000), 16000)
+    with pytest.raises(Exception, match=r"4\.0 s long, the limit is 3 s"):
+        client.predict("", handle_file(path), api_name="/ask")
+    with pytest.raises(Exception, match="1000000 characters, the limit is 200"):
+        client.predict("a" * 1_000_000, None, api_name="/ask")
 
 
 def test_eight_channels_are_refused_in_words(client, tmp_path):
