@@ -247,10 +247,6 @@ class RealtimeOutput:
         self._sequence += 1
         self.event(kind, turn_id=turn or 0, sequence=self._sequence, **body)
 
-    def notice(self, code: str, message: str) -> None:
-        """Something that people should know."""
-        self.ours("most.notice", None, code=code, message=message)
-
     def error(self, refused: Refused, event_id: str | None = None, kind: str = "invalid_request_error") -> None:
         """Something could not be done, perhaps what the event of this name asked for."""
         self.metrics.errors.labels(refused.code).inc()
