@@ -24,13 +24,12 @@ import numpy as np
 import psutil
 
 from app.audio import WIRE_RATE, Resampler
-from app.vad import FRAME, SAMPLE_RATE
+from app.vad import SAMPLE_RATE
 from bench import voice_activity
 from bench.latency import questions
 from bench.report import Report
 from bench.talker import Heard, Talker
 
-SPEECH_DB = -26.0
 PINGS = 200
 SESSIONS, PAIRS = 5, 6  # of turns: each session has PAIRS interruptions, a first turn and one with a cough
 GUARDED = 5  # sessions that are interrupted at once
@@ -69,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     report = Report("app")
-    waves = [trimmed(wave) for wave in questions(report)]
+    waves = [at_wire_rate(voice_activity.trimmed(wave)[0]) for wave in questions(report)]
     with serving(args.model) as (url, process):
         if args.soak:
             asyncio.run(_soak(url, process, waves, report))
@@ -96,11 +95,8 @@ def serving(model: Path) -> Iterator[tuple[str, psutil.Process]]:
         process.wait(timeout=20)
 
 
-def trimmed(wave: np.ndarray) -> np.ndarray:
-    """A clip from the first to the last of its speech, equally loud as the others, at the wire's rate."""
-    where = np.flatnonzero(voice_activity.speech_of(wave))
-    speech = wave[where[0] * FRAME : (where[-1] + 1) * FRAME]
-    speech = speech * (10 ** (SPEECH_DB / 20) / np.sqrt(np.square(speech).mean()))
+def at_wire_rate(speech: np.ndarray) -> np.ndarray:
+    """16 kHz to 24."""
     up = Resampler(SAMPLE_RATE, WIRE_RATE)
     return np.concatenate([up.push(speech.astype(np.float32)), up.finish()])
 
@@ -299,7 +295,7 @@ def cough() -> np.ndarray:
     time = np.arange(samples) / WIRE_RATE
     voice = np.sign(np.sin(2 * np.pi * 180 * time)) * 0.4
     burst = (random.standard_normal(samples) + voice) * np.exp(-time / 0.08)
-    return (10 ** (SPEECH_DB / 20) * 2 * burst / np.sqrt(np.square(burst).mean())).astype(np.float32)
+    return (10 ** (voice_activity.SPEECH_DB / 20) * 2 * burst / np.sqrt(np.square(burst).mean())).astype(np.float32)
 
 
 def _weigh_timings(reply: Heard, end: float, found: Found) -> None:

@@ -159,20 +159,25 @@ def stretches(speech: np.ndarray, shortest_gap: int = 1) -> list[tuple[int, int]
     return found
 
 
+def trimmed(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A clip from the first to the last of its speech, as loud as all others, and which of its frames are speech."""
+    truth = speech_of(clip)
+    where = np.flatnonzero(truth)
+    if not len(where):
+        raise ValueError("a clip holds no speech: leave it out")
+    first, end = int(where[0]), int(where[-1]) + 1
+    sound = clip[first * FRAME : end * FRAME]
+    return sound * (_amplitude(SPEECH_DB) / active_level(sound)), truth[first:end]
+
+
 def laid_out(clips: Sequence[np.ndarray]) -> Stream:
     """Clips, cut to where speech is and equally loud, one after the other with silence before and after each."""
     sounds, truths, places, frames = [], [], [], 0
     for clip in clips:
-        truth = speech_of(clip)
-        where = np.flatnonzero(truth)
-        if not len(where):
-            raise ValueError("a clip holds no speech: leave it out")
-        first, end = int(where[0]), int(where[-1]) + 1
-        sound = clip[first * FRAME : end * FRAME]
-        sound = sound * (_amplitude(SPEECH_DB) / active_level(sound))
+        sound, truth = trimmed(clip)
         sounds.append(np.pad(sound, AROUND * FRAME))
-        truths.append(np.pad(truth[first:end], AROUND))
-        places.append((frames + AROUND, frames + AROUND + end - first))
+        truths.append(np.pad(truth, AROUND))
+        places.append((frames + AROUND, frames + AROUND + len(truth)))
         frames += len(truths[-1])
     return Stream(np.concatenate(sounds).astype(np.float32), np.concatenate(truths), tuple(places))
 
