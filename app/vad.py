@@ -16,6 +16,8 @@ import numpy as np
 import webrtcvad
 from scipy.signal import butter, sosfilt
 
+from app.audio import to_pcm16
+
 SAMPLE_RATE = 16_000  # what webrtcvad and the speech encoder both take
 FRAME = 320  # samples
 FRAME_MS = 20.0
@@ -116,7 +118,7 @@ class VoiceActivity:
         self._rest = sound[whole:]
         if not whole:
             return []
-        pcm = np.minimum(np.rint(sound[:whole] * 32768), 32767).astype(np.int16).tobytes()
+        pcm = to_pcm16(sound[:whole])
         voice, self._filter_state = sosfilt(VOICE_BAND, sound[:whole], zi=self._filter_state)
         powers = np.square(voice).reshape(-1, FRAME).mean(axis=1).tolist()
         frame_bytes = 2 * FRAME
