@@ -247,7 +247,9 @@ def test_clips_are_cut_to_their_speech_and_equally_loud():
     for gain in (0.01, 0.1):
         wave = np.concatenate([np.zeros(8000), gain * speech, np.zeros(4000)]).astype(np.float32)
         cut, truth = voice_activity.trimmed(wave)
-        assert len(cut) == pytest.approx(16_000, abs=800) and len(truth) * FRAME == len(cut) and truth.all()
+        assert len(cut) == pytest.approx(16_000, abs=800)
+        assert len(truth) * FRAME == len(cut)
+        assert truth.all()
         assert 20 * np.log10(np.sqrt(np.square(cut).mean())) == pytest.approx(voice_activity.SPEECH_DB, abs=0.5)
     with pytest.raises(ValueError, match="no speech"):
         voice_activity.trimmed(np.zeros(16_000, np.float32))
