@@ -1,0 +1,44 @@
+// Begins here: fetch what the server tells of itself, build the conversation, put it into its place in the page.
+
+import { h } from "./dom.js";
+import { Talk } from "./talk.js";
+import { learn } from "./words.js";
+
+/** Colours as the person chose, else as the system has them. */
+function theme() {
+  let chosen = null;
+  try {
+    chosen = localStorage.getItem("most.theme");
+  } catch {
+    // a browser that keeps nothing
+  }
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  document.body.classList.toggle("dark", (chosen ?? system) === "dark");
+}
+
+/** Gradio makes the place, and may make it anew: the conversation moves in whenever there is an empty one. */
+function keepInPlace(element) {
+  const settle = () => {
+    const place = document.getElementById("most");
+    if (place && element.parentNode !== place) place.replaceChildren(element);
+  };
+  new MutationObserver(settle).observe(document.body, { childList: true, subtree: true });
+  settle();
+}
+
+async function begin() {
+  const answer = await fetch(new URL("../facts.json", import.meta.url));
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  const facts = await answer.json();
+  learn(facts.words);
+  theme();
+  const talk = new Talk(facts);
+  talk.element.dataset.ready = "true";
+  keepInPlace(talk.element);
+}
+
+begin().catch((error) => {
+  // The words did not come, so these are the only ones that are not in their file.
+  console.error(error);
+  keepInPlace(h("p", { class: "failed", role: "alert" }, `The page could not be set up: ${error.message}. Reload it.`));
+});

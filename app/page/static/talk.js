@@ -1,0 +1,665 @@
+// The conversation's conductor: microphone to socket, socket to speaker, both to the page.
+
+import { Beside } from "./beside.js";
+import { Composer } from "./composer.js";
+import { button, h, relabel } from "./dom.js";
+import { listenToKeys } from "./keys.js";
+import { turnsOf, zipped } from "./saved_session.js";
+import { SettingsDialog, keep, load, wishes } from "./settings.js";
+import { Connection } from "./socket.js";
+import { Sound, SoundProblem } from "./sound/devices.js";
+import { Stage } from "./stage.js";
+import { Transcript } from "./transcript.js";
+import { Turns, joined } from "./turns.js";
+import { say } from "./words.js";
+
+const EARLIER = "most.earlier"; // in the tab's own storage: words of before a reload
+const ANNOUNCE_MS = 1000; // between two announcements to screen readers
+const USER_RATE = 16000;
+const REPLY_RATE = 24000;
+
+export class Talk {
+  /** `facts`: what the server tells of itself. */
+  constructor(facts) {
+    this.facts = facts;
+    this.settings = load(facts.limits.history);
+    this.connection = new Connection({
+      onOpen: (again) => this._opened(again),
+      onEvent: (event) => this._take(event),
+      onLost: (seconds) => this._lost(seconds),
+      onRefused: (why) => this._over(say("problems.refused", { why })),
+      onOver: (why, code) => this._over(code === 1013 ? say("problems.busy", { why }) : say("problems.session_over", { why })),
+    });
+    this.sound = new Sound({
+      onChunk: (pcm, level) => this._microphone(pcm, level),
+      onPlayback: (message) => this._playback(message),
+      onLost: () => this._microphoneProblem("lost"),
+    });
+    this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
+    this.stage = new Stage({
+      press: () => this.press(),
+      release: () => this.release(),
+      start: () => this.start(),
+      end: () => this.end(),
+      mute: () => this.mute(),
+      stop: () => this.stop(),
+      retry: () => this._retry(),
+      volume: (share) => this._volume(share),
+    });
+    this.transcript = new Transcript({ play: (turn, who) => this._replay(turn, who), choose: (turn) => this._choose(turn) });
+    this.composer = new Composer(facts.limits, facts.samples, {
+      type: (text) => this.type(text),
+      file: (file) => this.file(file),
+      sample: (sample) => this.sample(sample),
+    });
+    this.beside = new Beside();
+    this.dialog = new SettingsDialog(this.settings, (name) => this._settingChanged(name), () => this._devices());
+    this._told = "listening"; // the server's state
+    this._place = 0; // in line
+    this._wait = null; // until the connection is tried again
+    this._running = false; // the microphone is wanted
+    this._muted = false;
+    this._pressed = false;
+    this._paused = false;
+    this._problem = ""; // of the microphone
+    this._speaking = 0; // which reply the speaker has
+    this._base = 0; // of the turns' numbers for the speaker: each connection counts from one
+    this._sent = 0;
+    this._waiting = []; // what was asked before the connection stood
+    this._asked = new Map(); // event_id to the turn that it asks for
+    this._saved = null; // an opened session hides the live one
+    this._announced = "";
+    this.stage.volume.value = 100 * this.settings.volume;
+    this.element = this._page();
+    listenToKeys(this);
+    document.addEventListener("visibilitychange", () => !document.hidden && this._stayAwake());
+    this._restoreEarlier();
+    this._show();
+  }
+
+  // What people do
+
+  /** Begin to talk: called inside a tap or key press. */
+  async start() {
+    if (this._running || this._saved) return;
+    this._running = true;
+    this._problem = "";
+    this.stage.problem(null);
+    this.connection.open();
+    this._show();
+    try {
+      await this.sound.unlock();
+      this._volume(this.settings.volume);
+      if (this.settings.speaker) await this.sound.setSpeaker(this.settings.speaker);
+      await this.sound.openMicrophone({ deviceId: this.settings.microphone, ...this._processing() });
+    } catch (problem) {
+      return this._microphoneProblem(problem instanceof SoundProblem ? problem.code : "unknown");
+    }
+    if (!this._running) this.sound.closeMicrophone(); // ended meanwhile
+    this._stayAwake();
+    this._show();
+    return undefined;
+  }
+
+  /** Close microphone and session. What was said stays on the page. */
+  end() {
+    this._running = this._pressed = this._muted = false;
+    this.sound.closeMicrophone();
+    this.sound.stop();
+    this.connection.close();
+    this._place = 0;
+    this._wait = null;
+    this._told = "listening";
+    this._speaking = 0;
+    this._lock?.release().catch(() => {});
+    this._lock = null;
+    this.turns.forgetConnection("cancelled");
+    this.stage.problem(null);
+    this._show();
+  }
+
+  mute() {
+    if (!this._running) return;
+    this._muted = !this._muted;
+    this.connection.send({ type: "most.mute", on: this._muted });
+    if (this._muted) this.stage.heard(-Infinity);
+    this._show();
+  }
+
+  /** Silence, at once. */
+  stop() {
+    this.sound.stop();
+    this._speaking = 0;
+    this.connection.send({ type: "most.stop" });
+    this.stage.spoke(-Infinity);
+    this._show();
+  }
+
+  /** Hold to talk; before that it begins, in the same tap. */
+  press() {
+    if (this._saved) return;
+    if (!this._running) return void this.start();
+    if (this._muted) this.mute();
+    this._pressed = true;
+    this.connection.send({ type: "most.press" });
+    this._show();
+  }
+
+  release() {
+    if (!this._pressed) return;
+    this._pressed = false;
+    this.connection.send({ type: "most.release" });
+    this._show();
+  }
+
+  type(text) {
+    this._ask("typed", { text }, [{ type: "input_text", text }]);
+  }
+
+  /** Ask with a sound file of any kind. */
+  async file(file) {
+    const { limits } = this.facts;
+    const megabytes = file.size / 1e6;
+    if (megabytes > limits.upload_mb) {
+      const size = { name: file.name, megabytes: megabytes.toFixed(0), limit: limits.upload_mb };
+      return this.composer.note(say("compose.file_large", size));
+    }
+    this.composer.note(say("compose.reading", { name: file.name }));
+    try {
+      const pcm = await this._read(file, file.name);
+      this.composer.note("");
+      this._askWithSound(pcm, file.name);
+    } catch (error) {
+      this.composer.note(say("compose.file_failed", { name: file.name, why: error.message }));
+    }
+    return undefined;
+  }
+
+  /** Ask with one of the recordings that come with it. */
+  async sample({ file, says }) {
+    this.sound.unlock().catch(() => {});
+    try {
+      const answer = await fetch(new URL(`../samples/${file}`, import.meta.url));
+      this._askWithSound(await this._read(await answer.blob(), file), says);
+    } catch (error) {
+      this.composer.note(say("compose.file_failed", { name: file, why: error.message }));
+    }
+  }
+
+  /** Give the conversation as a file. */
+  save() {
+    const over = this.turns.list.filter((turn) => turn.reply.status && turn.reply.status !== "in_progress");
+    if (!over.length) return this.composer.note(say("problems.save_empty"));
+    const { model, versions } = this.facts;
+    const { microphone, speaker, volume, ...settings } = this.settings; // devices' names are nobody's business
+    const blob = zipped(over, { model, versions, settings });
+    const link = h("a", { href: URL.createObjectURL(blob), download: `most-session-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.zip` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    return undefined;
+  }
+
+  /** Look at a session of a file. */
+  async open(file) {
+    try {
+      const answer = await fetch(new URL("../session", import.meta.url), { method: "POST", body: file });
+      const given = await answer.json();
+      if (!answer.ok) throw new Error(given.error.message);
+      this.end();
+      this._saved ??= { live: this.turns.list };
+      this.transcript.clear();
+      this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
+      this.turns.restore(turnsOf(given));
+      const { turns, model, created } = given.session;
+      const values = { name: file.name, count: turns.length, model: model.name, when: new Date(created).toLocaleString() };
+      this._banner.replaceChildren(
+        h("span", {}, say(turns.length === 1 ? "saved.one" : "saved.banner", values)),
+        button({ action: "back", label: say("actions.back"), onclick: () => this._back() }),
+      );
+      this._banner.hidden = false;
+      this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
+      this.composer.note("");
+      this._show();
+    } catch (error) {
+      this.composer.note(say("problems.open_failed", { name: file.name, why: error.message }));
+    }
+  }
+
+  /** Delete the conversation here and at the server. */
+  clear() {
+    if (this.turns.list.length && !confirm(say("actions.confirm_clear"))) return;
+    const running = this._running;
+    if (this._saved) this._back();
+    this.end();
+    this.turns.clear();
+    this.transcript.clear();
+    this._choose(null);
+    this._keepEarlier();
+    if (running) this.start();
+  }
+
+  // The page
+
+  _page() {
+    this._live = h("p", { class: "sr-only", "aria-live": "polite", id: "most-live" });
+    this._banner = h("div", { class: "banner", hidden: true, role: "status" });
+    const opener = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, id: "most-open" });
+    opener.addEventListener("change", () => {
+      const [file] = opener.files;
+      opener.value = "";
+      if (file) this.open(file);
+    });
+    this._theme = button({ action: "theme", shape: "moon", label: say("actions.theme_dark"), quiet: true, onclick: () => this._switchTheme() });
+    this._showTheme();
+    const tools = h(
+      "div",
+      { class: "tools" },
+      h("span", { class: "model" }, this.facts.model.name),
+      button({ action: "save", shape: "save", label: say("actions.save"), quiet: true, onclick: () => this.save() }),
+      button({ action: "open", shape: "open", label: say("actions.open"), quiet: true, onclick: () => opener.click() }),
+      opener,
+      button({ action: "clear", shape: "clear", label: say("actions.clear"), quiet: true, onclick: () => this.clear() }),
+      this._theme,
+      button({ action: "settings", shape: "settings", label: say("actions.settings"), quiet: true, onclick: () => this.dialog.open() }),
+    );
+    return h(
+      "div",
+      { class: "talk" },
+      this.stage.element,
+      h("section", { class: "conversation" }, tools, this._banner, this.transcript.element, this.composer.element),
+      this.beside.element,
+      this.dialog.element,
+      this._live,
+    );
+  }
+
+  _show() {
+    const { connection, settings } = this;
+    const options = { running: this._running, muted: this._muted, speaking: this._told === "speaking" || this._told === "thinking" };
+    const values = { position: this._place, seconds: this._wait };
+    let state = "idle";
+    if (this._saved) state = "saved";
+    else if (this._wait !== null) {
+      state = "offline";
+      if (this._wait < 1) options.hint = "offline_now";
+    } else if (this._place) state = "queue";
+    else if (this._wanted && !connection.isOpen) state = "connecting";
+    else if (this._paused) state = "paused";
+    else if (this._told !== "listening") state = this._told;
+    else if (this._problem) state = "typing_only";
+    else if (!this._running) state = "idle";
+    else if (!this.sound.microphoneOpen) state = "connecting";
+    else if (this._muted) state = "muted";
+    else if (settings.mode === "push") state = "hold";
+    else state = "listening";
+    if (state === "speaking" && settings.mode === "push") options.hint = "speaking_hold";
+    else if (state === "speaking" && settings.half_duplex) options.hint = "speaking_half_duplex";
+    const before = this.stage.state;
+    this.stage.show(state, values, options);
+    if (state !== before) this._announce(`${say(`states.${state}`)}.`);
+  }
+
+  get _wanted() {
+    return this._running || this._waiting.length > 0;
+  }
+
+  _announce(text) {
+    // Screen readers are told the last thing of each second, not every flicker.
+    this._announcement = text;
+    if (this._announcing) return;
+    this._announcing = setTimeout(() => {
+      this._announcing = null;
+      this._live.textContent = this._announcement;
+    }, ANNOUNCE_MS);
+  }
+
+  _turnChanged(turn, gone) {
+    this.transcript.update(turn, gone);
+    if (gone) {
+      if (this.beside.turn === turn) this._choose(null);
+      return;
+    }
+    if (turn.timings && (!this.beside.turn || turn.number >= this.beside.turn.number)) this._choose(turn);
+  }
+
+  _choose(turn) {
+    this.beside.show(turn);
+    this.transcript.mark(turn);
+  }
+
+  _back() {
+    this.transcript.clear();
+    this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
+    for (const turn of this._saved.live) {
+      this.turns.list.push(turn);
+      this.transcript.update(turn, false);
+    }
+    this._saved = null;
+    this._banner.hidden = true;
+    this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
+    this._show();
+  }
+
+  // Asking
+
+  async _read(blob, name) {
+    const address = new URL(`../sound?name=${encodeURIComponent(name)}`, import.meta.url);
+    const answer = await fetch(address, { method: "POST", body: blob });
+    if (!answer.ok) throw new Error((await answer.json()).error.message);
+    return answer.arrayBuffer();
+  }
+
+  _askWithSound(pcm, name) {
+    let text = "";
+    const bytes = new Uint8Array(pcm);
+    for (let i = 0; i < bytes.length; i += 0x8000) text += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
+    this._ask("file", { file: name }, [{ type: "input_audio", audio: btoa(text) }]);
+  }
+
+  _ask(kind, shown, content) {
+    if (this._saved) this._back();
+    this.sound.unlock().catch(() => {}); // without it the answer is only text
+    const item = `page_${Date.now().toString(36)}_${++this._sent}`;
+    this._waiting.push({ kind, shown, content, item });
+    this.composer.note("");
+    this.connection.open();
+    if (this.connection.isOpen && !this._place) this._askAll();
+    this._show();
+  }
+
+  _askAll() {
+    const waiting = this._waiting;
+    this._waiting = [];
+    for (const { kind, shown, content, item } of waiting) {
+      if (this._told !== "listening") {
+        this.sound.stop(); // what is being said now ends with the new question
+        this.connection.send({ type: "most.stop" });
+      }
+      const turn = this.turns.add(kind, item, shown);
+      this._asked.set(`${item}_item`, turn).set(`${item}_answer`, turn);
+      const message = { id: item, type: "message", role: "user", content };
+      this.connection.send({ type: "conversation.item.create", event_id: `${item}_item`, item: message });
+      this.connection.send({ type: "response.create", event_id: `${item}_answer` });
+    }
+  }
+
+  // The server
+
+  _opened(again) {
+    this._wait = null;
+    this._told = "listening";
+    this._place = 0;
+    this._base += 1_000_000;
+    if (again) this.transcript.note(say("transcript.restored"));
+    this.connection.send(wishes(this.settings));
+    if (this._muted) this.connection.send({ type: "most.mute", on: true });
+    this._remind();
+    this._show();
+  }
+
+  /** A new session knows nothing of what was said before: tell it as much as it would remember. */
+  _remind() {
+    const known = this.turns.list.filter((turn) => turn.user.text && turn.reply.text).slice(-this.settings.history || Infinity);
+    for (const { user, reply } of known) {
+      const put = (role, type, text) =>
+        this.connection.send({ type: "conversation.item.create", item: { type: "message", role, content: [{ type, text: text.slice(0, this.facts.limits.characters) }] } });
+      put("user", "input_text", user.text);
+      put("assistant", "output_text", reply.text);
+    }
+  }
+
+  _lost(seconds) {
+    if (this._wait === null) {
+      if (this._speaking) this.sound.end(this._speaking); // what is here is still said
+      this.turns.forgetConnection();
+      this._asked.clear();
+      this._keepEarlier();
+    }
+    this._told = "listening";
+    this._paused = this._pressed = false;
+    this._place = 0;
+    this._wait = Math.ceil(seconds);
+    clearInterval(this._countdown);
+    this._countdown = setInterval(() => {
+      if (this._wait === null || this._wait <= 0) return clearInterval(this._countdown);
+      this._wait -= 1;
+      return this._show();
+    }, 1000);
+    this._show();
+  }
+
+  _over(why) {
+    const waiting = this._waiting;
+    this.end();
+    this._waiting = [];
+    this._asked.clear();
+    for (const { kind, shown, item } of waiting) this.turns.fail(this.turns.add(kind, item, shown), why);
+    this._again = () => this.start();
+    this.stage.problem(why, true);
+    this._show();
+  }
+
+  _take(event) {
+    switch (event.type) {
+      case "session.created":
+        this._place = 0;
+        this._askAll();
+        this._show();
+        break;
+      case "most.queue":
+        this._place = event.position;
+        this._show();
+        break;
+      case "most.state":
+        this._told = event.state;
+        this._show();
+        break;
+      case "most.vad":
+        this.stage.threshold(event.threshold_db);
+        break;
+      case "most.playback":
+        this._obey(event);
+        break;
+      case "most.notice":
+        this._announce(event.message);
+        if (event.code === "too_short" && this.settings.mode === "push") this.stage.problem(say("problems.too_quick"));
+        break;
+      case "response.output_audio.delta": {
+        const pcm = this.turns.takeSound(event);
+        this.sound.enqueue(this._base + event.turn_id, pcm.buffer.slice(0));
+        return;
+      }
+      case "response.output_audio.done":
+        this._allSent(event);
+        break;
+      case "error":
+        this._refused(event.error);
+        break;
+      default:
+    }
+    this.turns.take(event);
+    if (event.type === "conversation.item.input_audio_transcription.completed") this._announce(say("transcript.live_you", { text: event.transcript }));
+    if (event.type === "response.done") {
+      const turn = this.turns.byServer(event.turn_id);
+      if (turn?.reply.text) this._announce(say("transcript.live_most", { text: turn.reply.text }));
+      this._keepEarlier();
+    }
+  }
+
+  _obey({ turn_id: id, action }) {
+    const turn = this._base + id;
+    if (action === "play") {
+      this._speaking = turn;
+      this._paused = false;
+      this.sound.play(turn);
+    } else if (action === "pause") {
+      this._paused = true;
+      this.sound.pause(turn);
+    } else if (action === "resume") {
+      this._paused = false;
+      this.sound.resume(turn);
+    } else {
+      this._paused = false;
+      this._speaking = 0;
+      this.sound.stop();
+      this.stage.spoke(-Infinity);
+    }
+    this._show();
+  }
+
+  _allSent(event) {
+    const id = Number(event.response_id.replace(/^resp_/, ""));
+    this.sound.end(this._base + id);
+  }
+
+  _refused(error) {
+    const turn = this._asked.get(error.event_id);
+    if (turn) this.turns.fail(turn, error.message);
+    else if (error.code !== "session_ended" && error.code !== "response_cancel_not_active") {
+      this.stage.problem(say("problems.server", { why: error.message }));
+    }
+  }
+
+  // Sound
+
+  _processing() {
+    const { echoCancellation, noiseSuppression, autoGainControl } = this.settings;
+    return { echoCancellation, noiseSuppression, autoGainControl };
+  }
+
+  _microphone(pcm, level) {
+    if (this._muted || (this.settings.mode === "push" && !this._pressed)) {
+      this.stage.heard(-Infinity);
+      return;
+    }
+    this.stage.heard(level);
+    if (!this._place) this.connection.sendSound(pcm);
+  }
+
+  _playback(message) {
+    const id = message.turn - this._base;
+    const turn = this.turns.byServer(id);
+    if (message.type === "started") {
+      this._report(id, 0, false, message.delay_ms);
+    } else if (message.type === "progress") {
+      this.stage.spoke(this._paused ? -Infinity : message.level_db);
+      if (turn) this.turns.played(turn, message.played_ms);
+      this._report(id, message.played_ms, false);
+    } else if (message.type === "ended") {
+      this.stage.spoke(-Infinity);
+      if (turn) this.turns.played(turn, message.played_ms);
+      if (message.turn === this._speaking) this._speaking = 0;
+      this._report(id, message.played_ms, true);
+    } else if (message.type === "underrun") {
+      this.underruns = (this.underruns ?? 0) + 1;
+    }
+  }
+
+  _report(id, played, ended, delay = 0) {
+    if (id < 1) return; // of an earlier connection
+    this.connection.send({ type: "most.playback", turn_id: id, played_ms: played, ended, delay_ms: Math.max(delay, 0) });
+  }
+
+  async _replay(turn, who) {
+    this._replaying?.stop();
+    this._replaying = null;
+    if (!turn) return;
+    await this.sound.unlock();
+    const { user, reply } = turn;
+    this._replaying = who === "user" ? this.sound.replay(user.sound, USER_RATE) : this.sound.replay(joined(reply.sound), REPLY_RATE);
+    await this._replaying.ended;
+  }
+
+  _volume(share) {
+    this.settings.volume = share;
+    this.sound.volume = share * share; // as loud as it looks
+    keep(this.settings);
+  }
+
+  _microphoneProblem(code) {
+    this.sound.closeMicrophone();
+    this._running = this._pressed = this._muted = false;
+    this._problem = code;
+    this._again = () => this.start();
+    this.stage.problem(say(`microphone.${code}`), true);
+    this._show();
+  }
+
+  _retry() {
+    this.stage.problem(null);
+    this._again?.();
+  }
+
+  async _devices() {
+    return this.sound.devices().catch(() => ({ microphones: [], speakers: [] }));
+  }
+
+  async _settingChanged(name) {
+    const reopen = ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"];
+    if (name === "speaker") await this.sound.setSpeaker(this.settings.speaker).catch((error) => this.stage.problem(error.message));
+    else if (reopen.includes(name)) {
+      if (!this.sound.microphoneOpen) return;
+      this.sound.closeMicrophone();
+      await this.sound.openMicrophone({ deviceId: this.settings.microphone, ...this._processing() }).catch((problem) => this._microphoneProblem(problem.code ?? "unknown"));
+    } else this.connection.send(wishes(this.settings));
+    this._show();
+  }
+
+  async _stayAwake() {
+    if (!this._running || this._lock || !navigator.wakeLock) return;
+    this._lock = await navigator.wakeLock.request("screen").catch(() => null);
+    this._lock?.addEventListener("release", () => {
+      this._lock = null;
+    });
+  }
+
+  // What outlives a reload: words, in this tab alone
+
+  _keepEarlier() {
+    const turns = this.turns.list
+      .filter((turn) => turn.reply.status)
+      .map(({ kind, at, user, reply, timings }) => ({
+        kind,
+        at,
+        timings,
+        user: { text: user.text, words: user.words, confidence: user.confidence, file: user.file },
+        reply: { ...reply, sound: [], sound_ms: reply.sound_ms, status: reply.status === "in_progress" ? "lost" : reply.status },
+      }));
+    try {
+      sessionStorage.setItem(EARLIER, JSON.stringify(turns));
+    } catch {
+      // full or forbidden: a reload forgets
+    }
+  }
+
+  _restoreEarlier() {
+    addEventListener("pagehide", () => !this._saved && this._keepEarlier());
+    try {
+      const turns = JSON.parse(sessionStorage.getItem(EARLIER)) ?? [];
+      if (!turns.length) return;
+      this.turns.restore(turns);
+      this.transcript.note(say("transcript.earlier"));
+      this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
+    } catch {
+      // nothing readable: begin anew
+    }
+  }
+
+  // Light and dark
+
+  _switchTheme() {
+    const dark = !document.body.classList.contains("dark");
+    document.body.classList.toggle("dark", dark);
+    try {
+      localStorage.setItem("most.theme", dark ? "dark" : "light");
+    } catch {
+      // only until the tab is closed
+    }
+    this._showTheme();
+  }
+
+  _showTheme() {
+    const dark = document.body.classList.contains("dark");
+    relabel(this._theme, dark ? "sun" : "moon", say(dark ? "actions.theme_light" : "actions.theme_dark"));
+  }
+}

@@ -1,0 +1,255 @@
+// What was said by whom, as the server tells it event by event. Knows neither the page nor sound devices.
+
+/** Base64 to bytes. */
+export function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+const REPLY_RATE = 24000;
+
+/**
+ * A turn: {number, kind, at, user, reply, timings, tables, seed, live}.
+ * `user`: {text, partial, words, confidence, sound, file}, `reply`: {text, status, why, sound, sound_ms, played_ms,
+ * cut (it was interrupted), confidence}, where sounds are Int16Array (16 kHz the user's, 24 kHz the reply's) and `status` is one of
+ * "", "in_progress", "completed", "cancelled", "incomplete", "failed", "lost".
+ */
+function blank(number, kind) {
+  return {
+    number,
+    kind,
+    at: new Date().toISOString(),
+    live: true,
+    user: { text: "", partial: false, words: [], confidence: null, sound: null, file: null },
+    reply: { text: "", status: "", why: "", sound: [], sound_ms: 0, played_ms: 0, cut: false, confidence: null },
+    timings: null,
+    tables: null,
+    seed: null,
+  };
+}
+
+export class Turns {
+  /** `changed(turn, gone)` is called with each turn that is new, different, or gone. */
+  constructor(changed) {
+    this.list = [];
+    this._changed = changed;
+    this.forgetConnection();
+  }
+
+  /** Another connection begins: its names mean nothing in this one. What was unfinished stays so, for this reason. */
+  forgetConnection(status = "lost") {
+    this._items = new Map();
+    this._responses = new Map();
+    this._numbers = new Map(); // the server's turn_id to ours
+    this._asked = null; // the newest thing that the user said
+    if (this.pending) this._remove(this.pending);
+    this.pending = null; // who is speaking now
+    for (const turn of this.list) {
+      if (turn.live && (turn.reply.status === "in_progress" || turn.reply.status === "")) {
+        turn.reply.status = status;
+        this._changed(turn, false);
+      }
+      turn.live = false;
+    }
+  }
+
+  /** Forget all. */
+  clear() {
+    this.list = [];
+    this.forgetConnection();
+  }
+
+  /** Show turns that are over: of a file, or of before. */
+  restore(turns) {
+    for (const given of turns) {
+      const turn = blank(this.list.length + 1, given.kind);
+      Object.assign(turn, given, { number: turn.number, live: false });
+      turn.user = { ...blank(0).user, ...given.user };
+      turn.reply = { ...blank(0).reply, ...given.reply };
+      this.list.push(turn);
+      this._changed(turn, false);
+    }
+  }
+
+  /** The user typed, or gave a file, as the item of this name. */
+  add(kind, item, { text = "", file = null, sound = null }) {
+    const turn = this._append(kind);
+    turn.user = { ...turn.user, text, file, sound, partial: kind === "file" };
+    this._items.set(item, turn);
+    this._asked = turn;
+    this._changed(turn, false);
+    return turn;
+  }
+
+  /** A turn came to nothing because of `why`. */
+  fail(turn, why) {
+    Object.assign(turn.reply, { status: "failed", why });
+    turn.user.partial = false;
+    this._changed(turn, false);
+  }
+
+  byServer(turnId) {
+    return this._numbers.get(turnId);
+  }
+
+  /** Whose reply is heard now, so far. */
+  played(turn, ms) {
+    turn.reply.played_ms = Math.min(ms, turn.reply.sound_ms);
+  }
+
+  /** Take one event of the server's; what is of no concern here is passed over. */
+  take(event) {
+    // Speech that ends is committed by the very next event, or it was a cough.
+    if (this.pending?.stopped && event.type !== "input_audio_buffer.committed") {
+      this._remove(this.pending);
+      this.pending = null;
+    }
+    switch (event.type) {
+      case "input_audio_buffer.speech_started":
+        this.pending = this._append("spoken");
+        this.pending.user.partial = true;
+        this._items.set(event.item_id, this.pending);
+        return this._changed(this.pending, false);
+      case "most.heard":
+        if (!this.pending) return undefined;
+        this.pending.user.text = event.text;
+        return this._changed(this.pending, false);
+      case "input_audio_buffer.committed":
+        return this._committed(event.item_id);
+      case "input_audio_buffer.speech_stopped":
+        if (this.pending) this.pending.stopped = true;
+        return undefined;
+      case "conversation.item.input_audio_transcription.delta":
+        return this._change(this._items.get(event.item_id), (turn) => {
+          if (turn.user.partial) turn.user.text = "";
+          turn.user.partial = false;
+          turn.user.text += event.delta;
+        });
+      case "conversation.item.input_audio_transcription.completed":
+        return this._change(this._items.get(event.item_id), (turn) => {
+          turn.user.partial = false;
+          turn.user.text = event.transcript;
+        });
+      case "conversation.item.deleted":
+        return this._deleted(event.item_id);
+      case "response.created":
+        if (!this._asked) return undefined;
+        this._numbers.set(event.turn_id, this._asked);
+        this._responses.set(event.response.id, this._asked);
+        return this._change(this._asked, (turn) => {
+          turn.reply.status = "in_progress";
+        });
+      case "response.output_item.added":
+        return void this._items.set(event.item.id, this._responses.get(event.response_id));
+      case "response.output_audio_transcript.delta":
+      case "response.output_text.delta":
+        return this._change(this._responses.get(event.response_id), (turn) => {
+          turn.reply.text += event.delta;
+        });
+      case "response.output_audio_transcript.done":
+        return this._change(this._responses.get(event.response_id), (turn) => {
+          turn.reply.text = event.transcript;
+        });
+      case "most.reply":
+        return this._change(this._numbers.get(event.turn_id), (turn) => {
+          turn.user.words = event.words;
+          turn.user.confidence = meanConfidence(event.words);
+          turn.reply.confidence = event.confidence;
+        });
+      case "most.timings":
+        return this._change(this._numbers.get(event.turn_id), (turn) => {
+          turn.timings = { stages: event.stages, total_ms: event.total_ms };
+        });
+      case "most.record":
+        return this._change(this._numbers.get(event.turn_id), (turn) => {
+          turn.seed = event.seed;
+          if (event.user) turn.user.sound = new Int16Array(bytesOf(event.user).buffer);
+          turn.tables = event.tables && Object.fromEntries(
+            Object.entries(event.tables).map(([name, data]) => [name, bytesOf(data)]),
+          );
+        });
+      case "conversation.item.truncated":
+        return this._change(this._items.get(event.item_id), (turn) => {
+          this.played(turn, event.audio_end_ms);
+          turn.reply.cut = true;
+        });
+      case "response.done":
+        return this._done(event);
+      default:
+        return undefined;
+    }
+  }
+
+  /** A piece of a reply's sound: its samples, for the speaker. */
+  takeSound(event) {
+    const turn = this._numbers.get(event.turn_id);
+    const pcm = new Int16Array(bytesOf(event.delta).buffer);
+    if (turn) {
+      turn.reply.sound.push(pcm);
+      turn.reply.sound_ms += (1000 * pcm.length) / REPLY_RATE;
+    }
+    return pcm;
+  }
+
+  _committed(item) {
+    const turn = this._items.get(item) ?? this._append("spoken");
+    if (turn === this.pending) this.pending = null;
+    turn.user.partial = true; // until the model wrote down what it heard
+    this._items.set(item, turn);
+    this._asked = turn;
+    this._changed(turn, false);
+  }
+
+  _deleted(item) {
+    const turn = this._items.get(item);
+    if (!turn) return;
+    // What was said so far comes again as part of a longer turn; an answer that nobody heard goes with it.
+    this._items.delete(item);
+    this._remove(turn);
+    if (this._asked === turn) this._asked = null;
+  }
+
+  _done(event) {
+    this._change(this._numbers.get(event.turn_id), (turn) => {
+      const { status, status_details: details } = event.response;
+      turn.reply.status = status;
+      turn.reply.why = details?.error?.message ?? "";
+      turn.user.partial = false;
+    });
+  }
+
+  _change(turn, change) {
+    if (!turn) return;
+    change(turn);
+    this._changed(turn, false);
+  }
+
+  _append(kind) {
+    const turn = blank((this.list.at(-1)?.number ?? 0) + 1, kind);
+    this.list.push(turn);
+    return turn;
+  }
+
+  _remove(turn) {
+    this.list = this.list.filter((other) => other !== turn);
+    this._changed(turn, true);
+  }
+}
+
+/** How sure the ears are of what they heard, 0 to 1; null if they say nothing of it. */
+export function meanConfidence(words) {
+  return words.length ? words.reduce((sum, word) => sum + word.confidence, 0) / words.length : null;
+}
+
+/** All pieces of a reply's sound as one. */
+export function joined(pieces) {
+  const whole = new Int16Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
+  let at = 0;
+  for (const piece of pieces) {
+    whole.set(piece, at);
+    at += piece.length;
+  }
+  return whole;
+}
