@@ -33,7 +33,7 @@ export class Talk {
     this.sound = new Sound({
       onChunk: (pcm, level) => this._microphone(pcm, level),
       onPlayback: (message) => this._playback(message),
-      onLost: () => this._microphoneProblem("lost"),
+      onLost: (code) => this._microphoneProblem(code === "denied" ? code : "lost"),
     });
     this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
     this.stage = new Stage({
@@ -62,6 +62,7 @@ export class Talk {
     this._pressed = false;
     this._paused = false;
     this._problem = ""; // of the microphone
+    this._silent = false; // the browser lets nothing sound
     this._speaking = 0; // which reply the speaker has
     this._base = 0; // of the turns' numbers for the speaker: each connection counts from one
     this._sent = 0;
@@ -88,9 +89,7 @@ export class Talk {
     this.connection.open();
     this._show();
     try {
-      await this.sound.unlock();
-      this._volume(this.settings.volume);
-      if (this.settings.speaker) await this.sound.setSpeaker(this.settings.speaker);
+      await this._unlock();
       await this.sound.openMicrophone({ deviceId: this.settings.microphone, ...this._processing() });
     } catch (problem) {
       return this._microphoneProblem(problem instanceof SoundProblem ? problem.code : "unknown");
@@ -158,6 +157,7 @@ export class Talk {
 
   /** Ask with a sound file of any kind. */
   async file(file) {
+    this._unlock().catch(() => {}); // while the tap counts
     const { limits } = this.facts;
     const megabytes = file.size / 1e6;
     if (megabytes > limits.upload_mb) {
@@ -177,7 +177,7 @@ export class Talk {
 
   /** Ask with one of the recordings that come with it. */
   async sample({ file, says }) {
-    this.sound.unlock().catch(() => {});
+    this._unlock().catch(() => {}); // while the tap counts
     try {
       const answer = await fetch(new URL(`../samples/${file}`, import.meta.url));
       this._askWithSound(await this._read(await answer.blob(), file), says);
@@ -203,8 +203,8 @@ export class Talk {
   async open(file) {
     try {
       const answer = await fetch(new URL("../session", import.meta.url), { method: "POST", body: file });
+      if (!answer.ok) throw new Error(await refusal(answer));
       const given = await answer.json();
-      if (!answer.ok) throw new Error(given.error.message);
       this.end();
       this._saved ??= { live: this.turns.list };
       this.transcript.clear();
@@ -292,6 +292,7 @@ export class Talk {
     else if (this._muted) state = "muted";
     else if (settings.mode === "push") state = "hold";
     else state = "listening";
+    if (state === "typing_only" && this._silent) options.hint = "typing_only_silent";
     if (state === "speaking" && settings.mode === "push") options.hint = "speaking_hold";
     else if (state === "speaking" && settings.half_duplex) options.hint = "speaking_half_duplex";
     const before = this.stage.state;
@@ -345,7 +346,7 @@ export class Talk {
   async _read(blob, name) {
     const address = new URL(`../sound?name=${encodeURIComponent(name)}`, import.meta.url);
     const answer = await fetch(address, { method: "POST", body: blob });
-    if (!answer.ok) throw new Error((await answer.json()).error.message);
+    if (!answer.ok) throw new Error(await refusal(answer));
     return answer.arrayBuffer();
   }
 
@@ -356,15 +357,35 @@ export class Talk {
     this._ask("file", { file: name }, [{ type: "input_audio", audio: btoa(text) }]);
   }
 
-  _ask(kind, shown, content) {
+  async _ask(kind, shown, content) {
     if (this._saved) this._back();
-    this.sound.unlock().catch(() => {}); // without it the answer is only text
+    await this._unlock().catch(() => {});
     const item = `page_${Date.now().toString(36)}_${++this._sent}`;
     this._waiting.push({ kind, shown, content, item });
     this.composer.note("");
     this.connection.open();
     if (this.connection.isOpen && !this._place) this._askAll();
     this._show();
+  }
+
+  /** Let the page sound: call it inside a tap or key press. Where that cannot be, answers are only text. */
+  async _unlock() {
+    const before = this._silent;
+    try {
+      await this.sound.unlock();
+      this._silent = false;
+      this._volume(this.settings.volume);
+      if (this.settings.speaker && Sound.canChooseSpeaker) await this.sound.setSpeaker(this.settings.speaker).catch(() => {}); // unplugged: the usual one
+    } catch (problem) {
+      this._silent = true;
+      throw problem;
+    } finally {
+      if (this._silent !== before) this.connection.send(this._wishes());
+    }
+  }
+
+  _wishes() {
+    return wishes({ ...this.settings, voice: this.settings.voice && !this._silent });
   }
 
   _askAll() {
@@ -391,7 +412,7 @@ export class Talk {
     this._place = 0;
     this._base += 1_000_000;
     if (again) this.transcript.note(say("transcript.restored"));
-    this.connection.send(wishes(this.settings));
+    this.connection.send(this._wishes());
     if (this._muted) this.connection.send({ type: "most.mute", on: true });
     this._remind();
     this._show();
@@ -466,7 +487,7 @@ export class Talk {
         break;
       case "response.output_audio.delta": {
         const pcm = this.turns.takeSound(event);
-        this.sound.enqueue(this._base + event.turn_id, pcm.buffer.slice(0));
+        this.sound.enqueue(this._base + event.turn_id, pcm.buffer);
         return;
       }
       case "response.output_audio.done":
@@ -564,7 +585,7 @@ export class Talk {
     this._replaying?.stop();
     this._replaying = null;
     if (!turn) return;
-    await this.sound.unlock();
+    await this._unlock();
     const { user, reply } = turn;
     this._replaying = who === "user" ? this.sound.replay(user.sound, USER_RATE) : this.sound.replay(joined(reply.sound), REPLY_RATE);
     await this._replaying.ended;
@@ -596,12 +617,12 @@ export class Talk {
 
   async _settingChanged(name) {
     const reopen = ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"];
-    if (name === "speaker") await this.sound.setSpeaker(this.settings.speaker).catch((error) => this.stage.problem(error.message));
+    if (name === "speaker") await this._unlock().catch((problem) => this._microphoneProblem(problem.code ?? "unknown"));
     else if (reopen.includes(name)) {
       if (!this.sound.microphoneOpen) return;
       this.sound.closeMicrophone();
       await this.sound.openMicrophone({ deviceId: this.settings.microphone, ...this._processing() }).catch((problem) => this._microphoneProblem(problem.code ?? "unknown"));
-    } else this.connection.send(wishes(this.settings));
+    } else this.connection.send(this._wishes());
     this._show();
   }
 
@@ -662,4 +683,10 @@ export class Talk {
     const dark = document.body.classList.contains("dark");
     relabel(this._theme, dark ? "sun" : "moon", say(dark ? "actions.theme_light" : "actions.theme_dark"));
   }
+}
+
+/** Why the server does not do it, in its words; a proxy between may have others. */
+async function refusal(answer) {
+  const given = await answer.json().catch(() => null);
+  return given?.error?.message ?? `${answer.status} ${answer.statusText}`;
 }
