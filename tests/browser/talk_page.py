@@ -40,7 +40,11 @@ EAR = """(() => {
   };
 })();"""
 
-EXACT = {"echoCancellation": False, "noiseSuppression": False, "autoGainControl": False}  # a fake microphone has no echo
+EXACT = {
+    "echoCancellation": False,
+    "noiseSuppression": False,
+    "autoGainControl": False,
+}  # a fake microphone has no echo
 OVER = ["completed", "cancelled", "incomplete", "failed", "lost"]
 
 
