@@ -64,13 +64,15 @@ PER_MS = SAMPLE_RATE // 1000
 class TalkSettings:
     """How a conversation is held. `instructions`: what a system says to the model. `history`: earlier exchanges that a
     turn is answered with. `captions`: show what is being said while it is said. `routing`: tell which expert took which
-    token. `answer_speech`: a turn that ends is answered at once, else only when asked."""
+    token. `record`: give that with the end of each reply, as files. `answer_speech`: a turn that ends is answered at
+    once, else only when asked."""
 
     generation: GenerationSettings
     instructions: str = ""
     history: int = 1
     captions: bool = False
     routing: bool = False
+    record: bool = False
     answer_speech: bool = True
 
 
@@ -86,6 +88,7 @@ class _Reply:
     speech_end: float
     answers: bool  # else the utterance is only committed
     speaks: bool
+    routing: bool  # is told while it is generated
     job: Job | None = None
     committed: bool = False
     playing: bool = False
@@ -101,6 +104,7 @@ class _Reply:
     sounds: list[SpeechDelta] = field(default_factory=list)
     held: list[Output] = field(default_factory=list)  # until the turn is committed
     reply: Reply | None = None
+    tables: dict[str, bytes] | None = None  # its trace as files, if it is recorded
     last: ReplyEnded | None = None  # comes after all sound
     over: float = math.inf
     network: tuple[float, float] | None = None  # milliseconds to the client and until it plays
@@ -463,15 +467,17 @@ class Conversation:
         talk = self.talk
         answers = said is None or talk.answer_speech
         item, speaks = Item(self.new_id(), "assistant"), talk.generation.speak
-        reply = self._reply = _Reply(action.turn, item, said, hears, now, speech_end, answers, speaks)
+        reply = self._reply = _Reply(action.turn, item, said, hears, now, speech_end, answers, speaks, talk.routing)
         if not answers:
             return
-        messages = self._messages(said)
+        messages, most = self._messages(said), self.engine.most
+        records = talk.record and bool(most.config.moe_layers)
 
         def make(cancel: Any) -> Iterator[Any]:
-            return self.engine.most.stream(
-                messages, settings=talk.generation, cancel=cancel, record_routing=talk.routing
+            events = most.stream(
+                messages, settings=talk.generation, cancel=cancel, record_routing=talk.routing or records
             )
+            return _recorded(events) if records else events
 
         def tell(event: Any) -> None:
             at = self._wall()
@@ -580,10 +586,12 @@ class Conversation:
                 elif reply.first_sound == math.inf:
                     reply.first_sound = at
                     self._handle(turn.FirstAudio(self.now_ms, reply.turn))
-            case RoutingDelta():
+            case RoutingDelta() if reply.routing:
                 self._show(reply, Routed(reply.turn, event.tokens, provisional=False))
             case Done():
                 reply.reply = event.reply
+            case _Tables():
+                reply.tables = event.files
             case Ended():
                 self._all_heard(reply)
                 status: Status = "completed"
@@ -603,7 +611,7 @@ class Conversation:
     def _end_reply(self, reply: _Reply, status: Status, error: str = "") -> None:
         reply.ended, reply.over = True, self._wall()
         reply.item.transcript = reply.item.transcript.strip()
-        ended = ReplyEnded(reply.turn, reply.item, status, reply.reply, error)
+        ended = ReplyEnded(reply.turn, reply.item, status, reply.reply, error, reply.tables)
         if reply.sounds and not reply.playing and status != "cancelled":
             reply.last = ended
         else:
@@ -691,6 +699,23 @@ def _from_first_sound(delta: SpeechDelta) -> SpeechDelta | None:
     if not len(loud):
         return None
     return replace(delta, pcm=delta.pcm[max(loud[0] - int(LEAD_S * delta.sample_rate), 0) :])
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """A finished reply's trace as files."""
+
+    files: dict[str, bytes]
+
+
+def _recorded(events: Iterator[Any]) -> Iterator[Any]:
+    """The events of a reply, and its trace's files. They are written where the reply is generated: it takes 15 ms for a
+    long one of the full model, which nobody who talks may wait for."""
+    with contextlib.closing(events):
+        for event in events:
+            yield event
+            if isinstance(event, Done) and event.reply.trace is not None:
+                yield _Tables(event.reply.trace.to_bytes())
 
 
 def _to_nobody(_: Any) -> None:

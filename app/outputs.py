@@ -128,13 +128,14 @@ class Routed:
 
 @dataclass(frozen=True)
 class ReplyEnded:
-    """No more of the reply is generated. Its playback may go on."""
+    """No more of the reply is generated. Its playback may go on. `tables`: its trace as files, where it is recorded."""
 
     turn: int
     item: Item
     status: Status
     reply: Reply | None
     error: str = ""
+    tables: dict[str, bytes] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Response, WebSocket
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from app import page, rest
+from app import rest
 from app.engine import Engine
 from app.guard import OWN_NAMES, Guard
 from app.metrics import Metrics
+from app.page import blocks, routes, session_file
 from app.realtime.sockets import LONGEST_EVENT, Realtime
+from app.rest.api import Service
 from app.settings import Settings
 from most_core import Most
 
@@ -76,11 +77,11 @@ def create(most: Most, settings: Settings) -> ASGIApp:
 
     app.include_router(rest.router(engine, settings, metrics, name))
     # After our routes: what is mounted at / takes all that is left.
-    blocks = page.build(engine, settings).queue(default_concurrency_limit=2)
-    megabytes = f"{settings.upload_mb}mb"
-    gr.mount_gradio_app(app, blocks, path="/", max_file_size=megabytes, run_history=False, ssr_mode=False)
+    service = Service(engine, settings, metrics, name)
+    routes.add(app, service)
+    blocks.mount(app, blocks.build(engine, settings, service=service), settings)
     origins = [o.strip() for o in settings.origins.split(",") if o.strip()]
-    inner: ASGIApp = rest.BodyLimit(app, megabytes=settings.upload_mb)
+    inner: ASGIApp = rest.BodyLimit(app, settings.upload_mb, {routes.SESSION: session_file.LARGEST_MB})
     if origins:
         inner = CORSMiddleware(inner, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return Guard(inner, metrics, _token(settings), origins, _names(settings, origins))

@@ -6,6 +6,7 @@ K experts per token, W ranked experts per token and layer.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -39,30 +40,53 @@ NULLABLE = {"start_s", "end_s", "logprob", "shared_norm", "routed_norm"}
 NULLABLE |= {"expert", "weight", "unmasked_expert", "unmasked_weight"}
 
 
+def trace_bytes(arrays: Mapping[str, np.ndarray | None], metadata: dict[str, str]) -> dict[str, bytes]:
+    """The three files, by table."""
+    tables = {"tokens": arrays, "routing": _routing_rows(arrays), "layers": _layer_rows(arrays)}
+    metadata = {"schema_version": SCHEMA_VERSION, **metadata}
+    written = {}
+    for name, schema in SCHEMAS.items():
+        columns = [_to_arrow(tables[name][field.name], field) for field in schema]
+        table, file = pa.table(columns, schema=schema.with_metadata(metadata)), io.BytesIO()
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        written[name] = file.getvalue()
+    return written
+
+
 def write_trace(prefix: str | Path, arrays: Mapping[str, np.ndarray | None], metadata: dict[str, str]) -> None:
     """Write `<prefix>.{tokens,routing,layers}.parquet`; none appears before all three are complete."""
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    tables = {"tokens": arrays, "routing": _routing_rows(arrays), "layers": _layer_rows(arrays)}
-    metadata = {"schema_version": SCHEMA_VERSION, **metadata}
     with tempfile.TemporaryDirectory(prefix=".trace-", dir=Path(prefix).parent) as folder:
-        for name, schema in SCHEMAS.items():
-            columns = [_to_arrow(tables[name][field.name], field) for field in schema]
-            table = pa.table(columns, schema=schema.with_metadata(metadata))
-            pq.write_table(table, f"{folder}/{name}", compression="zstd", write_page_checksum=True)
+        for name, data in trace_bytes(arrays, metadata).items():
+            Path(folder, name).write_bytes(data)
         for name in SCHEMAS:
             os.replace(f"{folder}/{name}", f"{prefix}.{name}.parquet")
 
 
 def read_trace(prefix: str | Path) -> tuple[dict[str, np.ndarray | None], MostConfig, dict[str, str]]:
     """(arrays, configuration, metadata). FileNotFoundError if a file is missing, ValueError if it is unusable."""
+    files = {}
+    for name in SCHEMAS:
+        path = Path(f"{prefix}.{name}.parquet")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: a trace is a .tokens, a .routing and a .layers.parquet file")
+        files[name] = path.read_bytes()
+    return parse_trace(files, prefix)
+
+
+def parse_trace(
+    files: Mapping[str, bytes], prefix: str | Path
+) -> tuple[dict[str, np.ndarray | None], MostConfig, dict[str, str]]:
+    """As `read_trace`, from the files' bytes by table; `prefix` is what errors call them."""
     tables, metadata = {}, {}
     for name, schema in SCHEMAS.items():
-        tables[name], metadata[name] = _read_table(Path(f"{prefix}.{name}.parquet"), schema)
+        tables[name], metadata[name] = _read_table(files[name], f"{prefix}.{name}.parquet", schema)
     meta = metadata["tokens"]
     try:
         if any(other != meta for other in metadata.values()):
             raise ValueError("their metadata differ")
         config = MostConfig.from_dict(json.loads(meta["config"]))
+        int(meta["seed"] or 0), meta["model_hash"], meta["dtype"]  # there, and of their kinds
         token = tables["tokens"]["token"]
         arrays = _unfold_routing(token, tables["routing"], config) | _unfold_layers(token, tables["layers"], config)
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
@@ -107,6 +131,8 @@ def _layer_rows(arrays: Mapping[str, np.ndarray | None]) -> Arrays:
 def _unfold_routing(token: np.ndarray, rows: Arrays, config: MostConfig) -> Arrays:
     T, layers, E, K = len(token), config.moe_layers, config.n_routed_experts, config.num_experts_per_tok
     L = len(layers)
+    if not 0 < K <= E <= NO_EXPERT:
+        raise ValueError(f"{K} of {E} experts per token cannot have been recorded")
     count = int((rows["rank"] != UNRANKED).sum())
     W = count // (T * L) if T * L else min(8, E)
     _check_order(rows, np.repeat(token, L * W), np.tile(np.repeat(layers, W), T), count, "routing")
@@ -159,12 +185,10 @@ def _to_arrow(values: np.ndarray, field: pa.Field) -> pa.Array:
     return pa.array(values.reshape(-1), field.type, mask=empty)
 
 
-def _read_table(path: Path, schema: pa.Schema) -> tuple[Arrays, dict[str, str]]:
+def _read_table(data: bytes, path: str, schema: pa.Schema) -> tuple[Arrays, dict[str, str]]:
     """(columns, metadata) of one file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: a trace is a .tokens, a .routing and a .layers.parquet file")
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged or no Parquet file: save the trace again") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

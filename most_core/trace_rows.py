@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import torch
 
 from most_core.config import MostConfig
 from most_core.router import group_mask
-from most_core.trace_files import NO_EXPERT, read_trace, write_trace
+from most_core.trace_files import NO_EXPERT, parse_trace, read_trace, trace_bytes, write_trace
 
 
 @dataclass(eq=False, kw_only=True)
@@ -138,17 +138,32 @@ class RoutingTrace(RoutingRows):
         inside = allowed[self.modality[:, None, None], np.arange(len(self.layers))[:, None], self.chosen]
         return float((~inside).any((1, 2)).mean()) if self.num_tokens else 0.0
 
+    @property
+    def _metadata(self) -> dict[str, str]:
+        seed = "" if self.seed is None else str(self.seed)
+        config = self.config.to_json_string()
+        return {"model_hash": self.model_hash, "config": config, "dtype": self.dtype, "seed": seed}
+
     def save(self, prefix: str | Path) -> None:
         """Write `<prefix>.{tokens,routing,layers}.parquet`."""
-        seed = "" if self.seed is None else str(self.seed)
-        config = _config_json(self)
-        metadata = {"model_hash": self.model_hash, "config": config, "dtype": self.dtype, "seed": seed}
-        write_trace(prefix, vars(self), metadata)
+        write_trace(prefix, vars(self), self._metadata)
 
     @classmethod
     def load(cls, prefix: str | Path) -> RoutingTrace:
         """The inverse of `save`, exact."""
-        arrays, config, meta = read_trace(prefix)
+        return cls._read(*read_trace(prefix))
+
+    def to_bytes(self) -> dict[str, bytes]:
+        """The files that `save` writes, as {"tokens": ..., "routing": ..., "layers": ...}."""
+        return trace_bytes(vars(self), self._metadata)
+
+    @classmethod
+    def from_bytes(cls, files: Mapping[str, bytes], name: str = "given") -> RoutingTrace:
+        """The inverse of `to_bytes`; `name` is what errors call the trace."""
+        return cls._read(*parse_trace(files, name))
+
+    @classmethod
+    def _read(cls, arrays: dict[str, np.ndarray | None], config: MostConfig, meta: dict[str, str]) -> RoutingTrace:
         seed = int(meta["seed"]) if meta["seed"] else None
         return cls(**arrays, config=config, model_hash=meta["model_hash"], dtype=meta["dtype"], seed=seed)
 

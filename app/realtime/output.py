@@ -119,7 +119,9 @@ class RealtimeOutput:
         self.turns += 1
         wishes = self.reply_settings or self.settings
         heard = next((i.id for i in reversed(self.conversation.items.values()) if i.role == "user"), "")
-        reply = ToldReply(turn, item, heard, wishes.speak, wishes.max_output_tokens, self.metadata)
+        reply = ToldReply(
+            turn, item, heard, wishes.speak, wishes.max_output_tokens, self.metadata, wishes.record, wishes.seed
+        )
         self.replies = {k: v for k, v in self.replies.items() if k > turn - 8} | {turn: reply}
         self._resampler = Resampler(SAMPLE_RATE, WIRE_RATE)
         self.event("response.created", response=self._response(reply, "in_progress"), turn_id=turn)
@@ -157,8 +159,21 @@ class RealtimeOutput:
             self.error(Refused(ended.error, None, "response_failed"), kind="server_error")
         if ended.reply is not None:
             self.ours("most.reply", ended.turn, **_told(ended.reply))
+        if reply.recorded:
+            self.ours("most.record", ended.turn, **self._record(reply, ended))
         self.metrics.turns.labels(ended.status).inc()
         self.event("response.done", response=self._response(reply, ended.status, ended), turn_id=ended.turn)
+
+    def _record(self, reply: ToldReply, ended: talk.ReplyEnded) -> dict[str, Any]:
+        """What a client keeps of a turn beside what it saw and played: the sound that was heard, and the trace."""
+        heard = self.conversation.items.get(reply.hears)
+        sound = None if heard is None or heard.sound is None else to_pcm16(heard.sound)
+        return {
+            "seed": reply.seed,
+            "user": None if sound is None else base64.b64encode(sound).decode("ascii"),
+            "tables": ended.tables
+            and {name: base64.b64encode(data).decode("ascii") for name, data in ended.tables.items()},
+        }
 
     def _response(self, reply: ToldReply, status: str, ended: talk.ReplyEnded | None = None) -> dict[str, Any]:
         details: dict[str, Any] | None = None
@@ -271,10 +286,18 @@ class ToldReply:
     """A reply as it was told to the client."""
 
     def __init__(
-        self, turn: int, item: Item, hears: str, speaks: bool, longest: int | None, metadata: dict[str, str] | None
+        self,
+        turn: int,
+        item: Item,
+        hears: str,
+        speaks: bool,
+        longest: int | None,
+        metadata: dict[str, str] | None,
+        recorded: bool,
+        seed: int | None,
     ) -> None:
         self.turn, self.item, self.hears, self.speaks = turn, item, hears, speaks
-        self.longest, self.metadata = longest, metadata
+        self.longest, self.metadata, self.recorded, self.seed = longest, metadata, recorded, seed
         self.id = f"resp_{turn}"
         self.text = ""
         self.sent_ms = 0.0

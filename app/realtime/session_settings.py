@@ -67,6 +67,7 @@ class SessionSettings:
     transcription: bool = True
     detection: Detection | None = Detection()
     routing: bool = False
+    record: bool = False
     captions: bool = False
     half_duplex: bool = False
     hands_free: bool = True
@@ -119,7 +120,7 @@ class SessionSettings:
         ours: dict[str, Callable[[Any, str], None]] = {
             **{
                 name: lambda v, p, name=name: changes.update({name: switch(v, p)})
-                for name in ("routing", "captions", "half_duplex", "hands_free")
+                for name in ("routing", "record", "captions", "half_duplex", "hands_free")
             },
             "history": lambda v, p: changes.update(history=number(v, p, 0, 1000, whole=True)),
             "temperature": lambda v, p: changes.update(temperature=number(v, p, 0, 2)),
@@ -187,7 +188,9 @@ class SessionSettings:
             seed=self.seed,
         )
         answer = self.detection is not None and self.detection.create_response
-        return TalkSettings(generation, self.instructions, self.history, self.captions, self.routing, answer)
+        return TalkSettings(
+            generation, self.instructions, self.history, self.captions, self.routing, self.record, answer
+        )
 
     def to_wire(self, session_id: str, model: str) -> dict[str, Any]:
         """As `session.created` and `session.updated` tell it."""
@@ -212,6 +215,7 @@ class SessionSettings:
             },
             "most": {
                 "routing": self.routing,
+                "record": self.record,
                 "captions": self.captions,
                 "half_duplex": self.half_duplex,
                 "hands_free": self.hands_free,

@@ -6,6 +6,7 @@ each request.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -80,17 +81,19 @@ async def _unknown(service: Service, given: str) -> Answer:
 
 
 class BodyLimit:
-    """ASGI middleware: no request brings more than so many megabytes, whether it says its size or not."""
+    """ASGI middleware: no request brings more than so many megabytes, whether it says its size or not. `elsewhere`:
+    how many where the path is another."""
 
-    def __init__(self, app: ASGIApp, megabytes: int) -> None:
-        self.app, self.megabytes = app, megabytes
+    def __init__(self, app: ASGIApp, megabytes: int, elsewhere: Mapping[str, int] | None = None) -> None:
+        self.app, self.megabytes, self.elsewhere = app, megabytes, elsewhere or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is too large is refused before the whole of it is read, whatever the app makes of it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        limit = self.megabytes * 1_000_000
-        refusal = Refusal(413, f"the request is larger than {self.megabytes} MB: send less", code="request_too_large")
+        megabytes = self.elsewhere.get(scope["path"], self.megabytes)
+        limit = megabytes * 1_000_000
+        refusal = Refusal(413, f"the request is larger than {megabytes} MB: send less", code="request_too_large")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         taken, exceeded, started = 0, False, False
 

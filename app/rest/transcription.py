@@ -211,6 +211,12 @@ def _letters(text: str) -> str:
     return "".join(character for character in text.lower() if character.isalnum())
 
 
+async def written(service: Service, sound: np.ndarray) -> str:
+    """What was said in a sound, by the language model."""
+    service.metrics.heard_s.inc(len(sound) / SAMPLE_RATE)
+    return _text(await _pieces(service, sound, by_ears=False, timed=False))
+
+
 async def _pieces(service: Service, sound: np.ndarray, by_ears: bool, timed: bool) -> list[Piece]:
     job = service.engine.stream(lambda cancel: hear(service.most, sound, by_ears, timed, cancel))
     async with contextlib.aclosing(job) as events:

@@ -238,6 +238,20 @@ def test_save_and_load_are_exact(name, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3  # no temporary files left
 
 
+def test_bytes_are_those_of_the_files_and_come_back(tmp_path):
+    trace = record(MostConfig.tiny())[0].finish(model_hash="abc", dtype="bfloat16", seed=3)
+    trace.save(tmp_path / "reply")
+    files = trace.to_bytes()
+    assert list(files) == ["tokens", "routing", "layers"]
+    for name, data in files.items():
+        assert (tmp_path / f"reply.{name}.parquet").read_bytes() == data
+    again = RoutingTrace.from_bytes(files)
+    assert_same(trace, again)
+    assert (again.model_hash, again.seed, again.dtype) == (trace.model_hash, trace.seed, trace.dtype)
+    with pytest.raises(ValueError, match=r"turn 3\.layers\.parquet is damaged"):
+        RoutingTrace.from_bytes(files | {"layers": files["layers"][:-9]}, "turn 3")
+
+
 def test_saving_makes_the_folder(tmp_path):
     trace = record(CONFIGS["tiny"])[0].finish()
     trace.save(tmp_path / "runs" / "today" / "turn-01")

@@ -49,7 +49,14 @@ UPDATES = (
     {"transcription": None},
     {"transcription": {"model": "most"}},
 )
-OURS = ({"routing": True}, {"captions": True}, {"half_duplex": True}, {"hands_free": False}, {"hands_free": True})
+OURS = (
+    {"routing": True},
+    {"record": True},
+    {"captions": True},
+    {"half_duplex": True},
+    {"hands_free": False},
+    {"hands_free": True},
+)
 TUNED = (
     {"turns": {"tentative_ms": 100}},
     {"turns": {"interrupt_ms": 100, "pause_after_ms": 40}},

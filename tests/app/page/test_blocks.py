@@ -10,12 +10,12 @@ import soundfile
 from gradio_client import Client, handle_file
 
 import most_core
-from app import page
 from app.engine import Engine
+from app.page import blocks as page
 from app.settings import Settings
 
 # app.py shares its name with the package app/, so it is loaded by its path.
-_spec = importlib.util.spec_from_file_location("start", Path(page.__file__).parent.parent / "app.py")
+_spec = importlib.util.spec_from_file_location("start", Path(page.__file__).parents[2] / "app.py")
 start = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(start)
 

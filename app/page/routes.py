@@ -1,0 +1,176 @@
+"""What the page fetches beside the socket: its modules, sample questions, facts, and two conversions."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import platform
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from app.audio import WIRE_RATE, Resampler, read_sound, to_pcm16
+from app.page import session_file
+from app.page.card import count_parameters, read_figures
+from app.page.words import words
+from app.rest.api import Answer, Refusal, Service, Whole, shown, to_json, waveform
+from app.rest.work import endpoint
+from most_core.speech import SAMPLE_RATE
+from most_core.trace_files import SCHEMA_VERSION
+
+SESSION = "/page/session"
+ROOT = Path(__file__).parents[2]
+STATIC, SAMPLES = Path(__file__).with_name("static"), ROOT / "assets/samples"
+FRESH = {"Cache-Control": "no-cache"}  # asked for anew each time; the tag of an unchanged file saves sending it
+KINDS = {  # not left to the machine's own table, which may call a module plain text
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+    ".html": "text/html; charset=utf-8",
+    ".wav": "audio/wav",
+    ".png": "image/png",
+    ".woff2": "font/woff2",
+}
+SPOKEN = re.compile(r"\| `([a-z0-9_-]+\.wav)` \| ([^|]+?) \|")  # a row of the samples' README
+FIGURES = ("asr_wer_", "qa_text_", "qa_written", "orders_")  # those that a person wants to know
+
+
+@dataclass(frozen=True)
+class Sample:
+    file: str
+    says: str
+
+
+def add(app: FastAPI, service: Service) -> None:
+    """The routes under /page; add them before Gradio. A body for SESSION may be session_file.LARGEST_MB large."""
+    samples = read_samples(SAMPLES)
+    known = {"/page/facts.json": to_json(facts(service, samples))}
+
+    async def sample(name: str) -> Response:
+        if name not in {one.file for one in samples}:
+            return Refusal(404, words()["errors_server"]["no_file"].format(path=shown(name))).response()
+        return FileResponse(SAMPLES / name, headers=FRESH, media_type=KINDS[".wav"])
+
+    async def tell(request: Request) -> Response:
+        return Response(known[request.url.path], headers=FRESH, media_type="application/json")
+
+    app.mount("/page/static", _Modules(directory=STATIC))
+    app.add_api_route("/page/samples/{name}", sample, methods=["GET"], response_model=None)
+    app.add_api_route("/page/facts.json", tell, methods=["GET"], response_model=None)
+    sound = endpoint(service, "/page/sound", _sound_file, _as_pcm)
+    app.add_api_route("/page/sound", sound, methods=["POST"], response_model=None)
+    app.add_api_route(SESSION, endpoint(service, SESSION, _body, _session), methods=["POST"], response_model=None)
+
+
+class _Modules(StaticFiles):
+    """Files of one folder alone, which Starlette sees to."""
+
+    def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(FRESH)
+        if kind := KINDS.get(Path(full_path).suffix):
+            response.headers["Content-Type"] = kind
+        return response
+
+
+# What there is to know
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The recordings that the table in the folder's README tells of, as far as they are there."""
+    try:
+        told = (folder / "README.md").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [Sample(*row) for row in SPOKEN.findall(told) if (folder / row[0]).is_file()]
+
+
+def facts(service: Service, samples: list[Sample]) -> dict[str, Any]:
+    """What the page is told once."""
+    most, settings, config = service.most, service.settings, service.most.config
+    experts = {
+        "layers": config.moe_layers,
+        "routed": config.n_routed_experts,
+        "shared": config.n_shared_experts,
+        "per_token": config.num_experts_per_tok,
+        "groups": [{"text": list(text), "audio": list(audio)} for text, audio in config.expert_groups()],
+    }
+    limits = ("seconds", "characters", "upload_mb", "minutes", "turns", "history")
+    merged = {name: value for bench in read_figures(Path(settings.model)).values() for name, value in bench.items()}
+    return {
+        "model": {
+            "name": service.name,
+            "hash": most.model_hash,
+            "parameters": count_parameters(most),
+            "experts": experts if config.moe_layers else {},
+            "device": str(most.model.device),
+            "quantize": settings.quantize,
+        },
+        "versions": {
+            "most": _own_version(),
+            "trace": SCHEMA_VERSION,
+            **{name: metadata.version(name) for name in ("torch", "transformers", "gradio")},
+            "python": platform.python_version(),
+        },
+        "limits": {name: getattr(settings, name) for name in limits},
+        "figures": {name: value for name, value in merged.items() if name.startswith(FIGURES)},
+        "samples": [vars(sample) for sample in samples],
+        "words": words(),
+    }
+
+
+def _own_version() -> str:
+    """Of the checkout that runs, or else of what is installed."""
+    try:
+        return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    except (OSError, ValueError, KeyError):
+        return metadata.version("most")
+
+
+# Conversions
+
+
+async def _body(request: Request) -> bytes:
+    data = await request.body()
+    if not data:
+        raise Refusal(400, words()["errors_server"]["no_session"])
+    return data
+
+
+async def _sound_file(request: Request) -> tuple[bytes, str]:
+    data = await request.body()
+    if not data:
+        raise Refusal(400, words()["errors_server"]["no_sound"])
+    return data, shown(request.query_params.get("name") or "the file").strip("'\"")
+
+
+async def _as_pcm(service: Service, given: tuple[bytes, str]) -> Answer:
+    return Whole(await asyncio.to_thread(_pcm, service, *given), "application/octet-stream")
+
+
+def _pcm(service: Service, data: bytes, name: str) -> bytes:
+    """As clients of the socket send it."""
+    heard = waveform(service, *read_sound(data, name, service.settings.seconds), name)
+    up = Resampler(SAMPLE_RATE, WIRE_RATE)
+    return to_pcm16(np.concatenate([up.push(heard), up.finish()]))
+
+
+async def _session(service: Service, given: bytes) -> Answer:
+    return Whole(await asyncio.to_thread(_opened, given))
+
+
+def _opened(data: bytes) -> bytes:
+    session = session_file.read(data)
+    sounds = {name: base64.b64encode(sound).decode("ascii") for name, sound in session.sounds.items()}
+    return to_json({"session": session.about, "sounds": sounds})
