@@ -44,7 +44,7 @@ def mount(app: FastAPI, blocks: gr.Blocks, limits: Settings) -> None:
         ssr_mode=False,
         mcp_server=True,
         footer_links=[],
-        theme=gr.themes.Default(font=text, font_mono=code),  # fonts of the visitor's own machine
+        theme=gr.themes.Default(primary_hue="blue", font=text, font_mono=code),  # fonts of the visitor's own machine
         head=HEAD,
         favicon_path=str(STATIC / "favicon.svg"),
     )

@@ -1,5 +1,5 @@
-"""What axe-core finds wrong with the page: nothing serious, in no state, light or dark, wide or narrow; and motion stops
-for those who ask."""
+"""What axe-core finds wrong with the page: nothing serious, in no state, light or dark, wide or narrow. Motion stops for
+those who ask."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -20,7 +20,7 @@ def test_axe_finds_nothing_serious(browser_for, app_url, scheme, size):
     viewport = {"width": size[0], "height": size[1]}
     with browser_for(microphone=False, color_scheme=scheme, viewport=viewport) as page:
         talk = TalkPage(page, app_url)
-        assert ("dark" in page.get_attribute("body", "class")) == (scheme == "dark")
+        assert ("dark" in (page.get_attribute("body", "class") or "")) == (scheme == "dark")
         assert violations(page) == []
         talk.press("start")
         talk.wait_state("typing_only")
@@ -41,7 +41,10 @@ def test_axe_finds_nothing_serious(browser_for, app_url, scheme, size):
 def test_the_theme_is_switched_and_kept(browser_for, app_url):
     with browser_for(microphone=False, color_scheme="light") as page:
         talk = TalkPage(page, app_url)
-        dark = lambda: "dark" in (page.get_attribute("body", "class") or "")
+
+        def dark():
+            return "dark" in (page.get_attribute("body", "class") or "")
+
         assert not dark()
         talk.press("theme")
         assert dark()

@@ -15,12 +15,15 @@ from most_core.speech import SAMPLE_RATE
 INTO_REPLY_S = 1.5  # after the end of a question: its reply has begun, and goes on for another second
 
 
+def pause(seconds):
+    return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+
+
 @pytest.fixture(scope="module")
 def conversation(browser_for, microphone_wav, app_url):
     """A whole conversation by voice alone: (turns as they are read, sound that was played, states that were seen)."""
     down = Resampler(WIRE_RATE, SAMPLE_RATE)
     coughed = np.concatenate([down.push(cough()), down.finish()])
-    pause = lambda seconds: np.zeros(round(seconds * SAMPLE_RATE), np.float32)
     wav, _ = microphone_wav(
         [
             "latte.wav",
@@ -43,7 +46,8 @@ def conversation(browser_for, microphone_wav, app_url):
             """() => {
               globalThis.seen = [];
               const stage = document.querySelector(".stage");
-              const look = () => seen.push([stage.dataset.state, document.querySelector(".mine[data-partial] .said")?.textContent]);
+              const said = ".mine[data-partial] .said";
+              const look = () => seen.push([stage.dataset.state, document.querySelector(said)?.textContent]);
               new MutationObserver(look).observe(document.querySelector(".talk"), {
                 attributes: true, childList: true, characterData: true, subtree: true });
             }"""

@@ -3,7 +3,8 @@
 import { button, h } from "./dom.js";
 import { list, say } from "./words.js";
 
-const OFFERED = 5; // recordings
+// Of the recordings those that show most; without them, whichever there are.
+const SHOWN = ["latte.wav", "capital.wav", "spelling.wav", "opposite.wav", "repeat.wav"];
 
 export class Composer {
   /** `limits` and `samples`: of the server. `does`: type(text), file(File), sample({file, says}). */
@@ -31,7 +32,7 @@ export class Composer {
       "div",
       { class: "offers" },
       offers(say("compose.ask"), list("compose.questions").map((question) => chip(question, null, () => does.type(question)))),
-      samples.length ? offers(say("compose.samples"), samples.slice(0, OFFERED).map((sample) => chip(sample.says, "speaker", () => does.sample(sample)))) : null,
+      samples.length ? offers(say("compose.samples"), best(samples).map((sample) => chip(sample.says, "speaker", () => does.sample(sample)))) : null,
     );
     this.element = h("div", { class: "compose" }, this.chips, this._note, form);
 
@@ -87,6 +88,11 @@ export class Composer {
     this.text.style.height = "auto";
     this.text.style.height = `${Math.min(this.text.scrollHeight, 160)}px`;
   }
+}
+
+function best(samples) {
+  const found = SHOWN.flatMap((file) => samples.filter((sample) => sample.file === file));
+  return found.length ? found : samples.slice(0, SHOWN.length);
 }
 
 function offers(title, chips) {

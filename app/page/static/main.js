@@ -26,6 +26,13 @@ function keepInPlace(element) {
   settle();
 }
 
+/** Gradio names its empty places, which only what has a role may be: screen readers would not say the name. */
+function mendNames() {
+  const mend = () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((place) => place.setAttribute("role", "img"));
+  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+  mend();
+}
+
 async function begin() {
   const answer = await fetch(new URL("../facts.json", import.meta.url));
   if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
@@ -35,6 +42,7 @@ async function begin() {
   const talk = new Talk(facts);
   talk.element.dataset.ready = "true";
   keepInPlace(talk.element);
+  mendNames();
 }
 
 begin().catch((error) => {

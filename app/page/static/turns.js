@@ -44,7 +44,8 @@ export class Turns {
     this._responses = new Map();
     this._numbers = new Map(); // the server's turn_id to ours
     this._asked = null; // the newest thing that the user said
-    if (this.pending) this._remove(this.pending);
+    if (this.pending?.user.text) this.pending.user.partial = false;
+    else if (this.pending) this._remove(this.pending);
     this.pending = null; // who is speaking now
     for (const turn of this.list) {
       if (turn.live && (turn.reply.status === "in_progress" || turn.reply.status === "")) {
