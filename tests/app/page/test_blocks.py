@@ -354,7 +354,7 @@ def test_figures_are_shown_as_they_are_and_what_is_none_is_left_out(tmp_path):
     odd = {"asr_wer_seen": "<b>", "orders_human": None, "qa_text_unseen": True}
     (tmp_path / "figures.json").write_text(json.dumps({"other": {"figures": given | odd}}))
     shown = card.table(card.read_figures(tmp_path))
-    assert "<td>50.0 %</td><td>25.0 % to 75.0 %</td><td>1,200</td>" in shown
+    assert "<td>50.0 %</td><td>25.0 to 75.0 %</td><td>1,200</td>" in shown
     assert shown.count("<tr>") == 2
 
 
