@@ -77,37 +77,32 @@ def _show_tools(tools: Tools, text: dict[str, str], limits: Settings) -> None:
     def on(listeners: list[Any], tool: Callable[..., Awaitable[Any]], inputs: list[Any], outputs: list[Any]) -> None:
         gr.on(listeners, tool, inputs, outputs, api_name=tool.__name__, queue=False)
 
-    with gr.Group():
-        gr.Markdown(f"### {text['ask']}\n{text['ask_about']}")
-        with gr.Row():
-            with gr.Column():
-                question = gr.Textbox("", label=text["question"], lines=2, max_length=limits.characters)
-                recording = gr.Audio(
-                    label=text["recording"], sources=["microphone", "upload"], type="filepath", buttons=[]
-                )
-                button = gr.Button(text["ask"], variant="primary")
-            with gr.Column():
-                heard = gr.Textbox(label=text["heard"], interactive=False)
-                answer = gr.Textbox(label=text["answer"], interactive=False, lines=2)
-                sound = gr.Audio(label=text["answer_sound"], interactive=False, autoplay=True, buttons=["download"])
-                took = gr.JSON(label=text["took"])
-        on([button.click, question.submit], tools.ask, [question, recording], [heard, answer, sound, took])
-    with gr.Group():
-        gr.Markdown(f"### {text['transcribe']}\n{text['transcribe_about']}")
-        with gr.Row():
-            with gr.Column():
-                speech = gr.Audio(label=text["speech"], sources=["microphone", "upload"], type="filepath", buttons=[])
-                button = gr.Button(text["transcribe"], variant="primary")
-            transcript = gr.Textbox(label=text["transcript"], interactive=False, lines=3, buttons=["copy"])
-        on([button.click], tools.transcribe, [speech], [transcript])
-    with gr.Group():
-        gr.Markdown(f"### {text['speak']}\n{text['speak_about']}")
-        with gr.Row():
-            with gr.Column():
-                said = gr.Textbox(label=text["text"], lines=2, max_length=limits.characters)
-                button = gr.Button(text["speak"], variant="primary")
-            spoken = gr.Audio(label=text["spoken"], interactive=False, autoplay=True, buttons=["download"])
-        on([button.click, said.submit], tools.speak, [said], [spoken])
+    gr.Markdown(f"### {text['ask']}\n{text['ask_about']}")
+    with gr.Row():
+        with gr.Column():
+            question = gr.Textbox("", label=text["question"], lines=2, max_length=limits.characters)
+            recording = gr.Audio(label=text["recording"], sources=["microphone", "upload"], type="filepath", buttons=[])
+            button = gr.Button(text["ask"], variant="primary")
+        with gr.Column():
+            heard = gr.Textbox(label=text["heard"], interactive=False)
+            answer = gr.Textbox(label=text["answer"], interactive=False, lines=2)
+            sound = gr.Audio(label=text["answer_sound"], interactive=False, autoplay=True, buttons=["download"])
+            took = gr.JSON(label=text["took"])
+    on([button.click, question.submit], tools.ask, [question, recording], [heard, answer, sound, took])
+    gr.Markdown(f"### {text['transcribe']}\n{text['transcribe_about']}")
+    with gr.Row():
+        with gr.Column():
+            speech = gr.Audio(label=text["speech"], sources=["microphone", "upload"], type="filepath", buttons=[])
+            button = gr.Button(text["transcribe"], variant="primary")
+        transcript = gr.Textbox(label=text["transcript"], interactive=False, lines=3, buttons=["copy"])
+    on([button.click], tools.transcribe, [speech], [transcript])
+    gr.Markdown(f"### {text['speak']}\n{text['speak_about']}")
+    with gr.Row():
+        with gr.Column():
+            said = gr.Textbox(label=text["text"], lines=2, max_length=limits.characters)
+            button = gr.Button(text["speak"], variant="primary")
+        spoken = gr.Audio(label=text["spoken"], interactive=False, autoplay=True, buttons=["download"])
+    on([button.click, said.submit], tools.speak, [said], [spoken])
 
 
 class Tools:

@@ -85,8 +85,9 @@ def table(figures: dict[str, dict[str, float]]) -> str:
         found = next((bench for bench in figures.values() if name in bench), None)
         if found is None:
             continue
-        low, high, count = (found.get(key) for key in (f"{name}_low", f"{name}_high", f"n_{name}"))
-        interval = "" if low is None or high is None else f"{_percent(low)} to {_percent(high)}"
+        low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
+        count = found.get(f"n_{name}", found.get(f"n_{name.rpartition('_')[2]}"))  # or that of the whole set
+        interval = "" if low is None or high is None else f"{100 * low:.1f} to {_percent(high)}"
         cells = [told, _percent(found[name]), interval, "" if count is None else f"{count:,.0f}"]
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     title = f"<h2>{escape(card['measured'])}</h2>"

@@ -91,7 +91,7 @@ class BodyLimit:
         """What is too large is refused before the whole of it is read, whatever the app makes of it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        megabytes = self.elsewhere.get(scope["path"], self.megabytes)
+        megabytes = self.elsewhere.get(scope.get("path", ""), self.megabytes)
         limit = megabytes * 1_000_000
         refusal = Refusal(413, f"the request is larger than {megabytes} MB: send less", code="request_too_large")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
