@@ -637,7 +637,7 @@ def test_a_page_that_asks_another_host_is_found_out(browser_for, site):
             page.evaluate(asks)
 
     visit("fetch('/sound/devices.js').then(() => 1)")
-    with pytest.raises(AssertionError, match="elsewhere.example"):
+    with pytest.raises(AssertionError, match="elsewhere"):
         visit("fetch('http://elsewhere.example/font.css').catch(() => 1)")
-    with pytest.raises(AssertionError, match="elsewhere.example"):
+    with pytest.raises(AssertionError, match="elsewhere"):
         visit("void new WebSocket('ws://elsewhere.example/')")
