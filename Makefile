@@ -35,6 +35,7 @@ bench: $(DEV_READY)
 	$(BIN)/python -m bench moe
 	$(BIN)/python -m bench train
 	$(BIN)/python -m bench app
+	$(BIN)/python -m bench page
 
 # The shipped model from nothing: ears, mouth, language model; 385 minutes of training on two cores, besides speech and lessons.
 train-nano: train-ears train-mouth train-language

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import app, decode, gpu, latency, memory, moe, quantized, train
+from bench import app, decode, gpu, latency, memory, moe, page, quantized, train
 
 BENCHES = {
     "memory": memory,
@@ -16,6 +16,7 @@ BENCHES = {
     "quantized": quantized,
     "train": train,
     "app": app,
+    "page": page,
 }
 
 

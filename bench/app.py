@@ -148,6 +148,20 @@ async def _measure(url: str, waves: Sequence[np.ndarray], report: Report) -> Non
     ]
 
 
+async def talked(url: str, waves: Sequence[np.ndarray], found: Found, seed: int) -> float:
+    """Ask one thing after the other in one conversation and hear each answer out; the longest time in seconds from a
+    question's end to its answer's."""
+    longest = 0.0
+    async with Talker(url, seed=seed) as talker:
+        await asyncio.sleep(1.0)
+        for wave in waves:
+            reply = await _ask(talker, wave, found)
+            if reply is not None and reply.ended_ms is not None:
+                longest = max(longest, found.turns[-1] + reply.ended_ms - reply.audible_ms)
+        _close(talker, found)
+    return longest / 1000
+
+
 async def _transport(url: str) -> list[float]:
     """Round trips of an event that the server answers at once, while sound streams."""
     found = []

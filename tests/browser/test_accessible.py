@@ -1,5 +1,5 @@
-"""What axe-core finds wrong with the page: nothing serious, in no state, light or dark, wide or narrow. Motion stops for
-those who ask."""
+"""What axe-core finds wrong with the page: nothing serious, in no state, light or dark, wide or narrow. Nothing moves
+for those who ask for that."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe

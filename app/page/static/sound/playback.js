@@ -166,7 +166,7 @@ class Playback extends AudioWorkletProcessor {
 
   fill(output) {
     if (this.filling) {
-      if (!this.complete && (this.starved || this.bufferedMs() < this.target)) return;
+      if (!this.complete && this.bufferedMs() < this.target) return;
       this.filling = false;
       if (!this.started && this.bufferedMs() > 0) {
         this.started = true;
