@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def build(
     page = gr.Blocks(title=text["tabs"]["title"], analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S))
     with page, gr.Tabs():
         with gr.Tab(text["tabs"]["talk"], elem_id="tab-talk"):
-            gr.HTML('<div id="most"></div>', js_on_load=None, apply_default_css=False, padding=False)
+            gr.HTML(f'<div id="most"><p>{escape(text["tabs"]["loading"])}</p></div>', js_on_load=None, apply_default_css=False, padding=False)
         with gr.Tab(text["tabs"]["tools"], elem_id="tab-tools"):
             _show_tools(tools, text["tools"], limits)
         with gr.Tab(text["tabs"]["model"], elem_id="tab-model"):

@@ -1,10 +1,12 @@
-// What happened inside the turn that is looked at: where its time went. Its lower half is kept for the routing.
+// What happened inside the turn that is looked at: where its time went. Before the first, what is loaded. The rest of the
+// room is for the routing.
 
 import { h } from "./dom.js";
 import { say } from "./words.js";
 
 export class Beside {
-  constructor() {
+  constructor(facts) {
+    this._facts = facts;
     this.turn = null;
     this._title = h("h2", {});
     this._body = h("div", {});
@@ -17,8 +19,23 @@ export class Beside {
     this.turn = turn;
     this._title.textContent = turn ? say("beside.turn", { turn: turn.number }) : say("beside.title");
     if (turn?.timings) this._body.replaceChildren(...waterfall(turn.timings));
-    else this._body.replaceChildren(h("p", { class: "soft" }, say("beside.empty")));
+    else this._body.replaceChildren(h("p", { class: "soft" }, say("beside.empty")), ...(turn ? [] : loaded(this._facts)));
   }
+}
+
+/** The model in plain words, with what was measured of it. */
+function loaded({ model, limits, figures }) {
+  const { experts } = model;
+  const { qa_text_unseen: answers, orders_human: orders } = figures;
+  const millions = (model.parameters / 1e6).toFixed(model.parameters < 1e8 ? 1 : 0);
+  return [
+    h("h3", {}, say("beside.loaded")),
+    h("p", {}, say("beside.model", { name: model.name, parameters: millions, device: model.device })),
+    experts.routed ? h("p", {}, say("beside.experts", { ...experts, layers: experts.layers.length })) : null,
+    answers && orders ? h("p", {}, say("beside.hears", { percent: Math.round(100 * answers), orders: Math.round(100 * orders) })) : null,
+    h("p", {}, say("beside.limits", limits)),
+    h("p", {}, say("beside.trust")),
+  ].filter(Boolean);
 }
 
 /** A bar a stage, each beginning where the one before ended: [heading, table]. */

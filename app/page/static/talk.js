@@ -52,7 +52,7 @@ export class Talk {
       file: (file) => this.file(file),
       sample: (sample) => this.sample(sample),
     });
-    this.beside = new Beside();
+    this.beside = new Beside(facts);
     this.dialog = new SettingsDialog(this.settings, (name) => this._settingChanged(name), () => this._devices());
     this._told = "listening"; // the server's state
     this._place = 0; // in line
