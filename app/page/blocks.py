@@ -62,7 +62,8 @@ def build(
     page = gr.Blocks(title=text["tabs"]["title"], analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S))
     with page, gr.Tabs():
         with gr.Tab(text["tabs"]["talk"], elem_id="tab-talk"):
-            gr.HTML(f'<div id="most"><p>{escape(text["tabs"]["loading"])}</p></div>', js_on_load=None, apply_default_css=False, padding=False)
+            place = f'<div id="most"><p>{escape(text["tabs"]["loading"])}</p></div>'
+            gr.HTML(place, js_on_load=None, apply_default_css=False, padding=False)
         with gr.Tab(text["tabs"]["tools"], elem_id="tab-tools"):
             _show_tools(tools, text["tools"], limits)
         with gr.Tab(text["tabs"]["model"], elem_id="tab-model"):

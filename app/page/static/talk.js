@@ -46,7 +46,7 @@ export class Talk {
       retry: () => this._retry(),
       volume: (share) => this._volume(share),
     });
-    this.transcript = new Transcript({ play: (turn, who) => this._replay(turn, who), choose: (turn) => this._choose(turn) });
+    this.transcript = new Transcript("orders_human" in facts.figures, { play: (turn, who) => this._replay(turn, who), choose: (turn) => this._choose(turn) });
     this.composer = new Composer(facts.limits, facts.samples, {
       type: (text) => this.type(text),
       file: (file) => this.file(file),

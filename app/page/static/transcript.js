@@ -8,8 +8,8 @@ const plain = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}' ]+/gu, " ").sp
 const percent = (share) => Math.round(100 * share);
 
 export class Transcript {
-  /** `does`: play(turn, "user" | "reply") -> Promise that ends with the sound, choose(turn): look at its times. */
-  constructor(does) {
+  /** `small`: the model is nano, as far as its figures tell. `does`: play(turn, "user" | "reply") -> Promise that ends with the sound, choose(turn): look at its times. */
+  constructor(small, does) {
     this._does = does;
     this._entries = new Map(); // turn to its elements
     this._playing = null;
@@ -18,7 +18,7 @@ export class Transcript {
       "div",
       { class: "empty" },
       h("p", { class: "lead" }, say("transcript.empty_title")),
-      h("p", {}, say("transcript.empty")),
+      h("p", {}, say(small ? "transcript.empty_nano" : "transcript.empty")),
     );
     this.element = h("div", { class: "transcript", tabindex: 0, role: "region", "aria-label": say("transcript.title") }, this.empty, this.list);
   }

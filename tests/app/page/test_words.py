@@ -30,7 +30,7 @@ def used():
     for source in MODULES.values():
         for quoted in re.findall(r"""(?:say|list)\(\s*(?:[^()"'`]*\?\s*)?("[^"]+"|`[^`]+`)""", source):
             places.add(re.sub(r"\$\{[^}]+\}", "*", quoted[1:-1]))
-        places |= set(re.findall(r'"((?:%s)\.[a-z_]+)"' % "|".join(words()), source))  # in tables and choices
+        places |= set(re.findall(rf'"((?:{"|".join(words())})\.[a-z_]+)"', source))  # in tables and choices
     return places
 
 
