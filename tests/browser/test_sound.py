@@ -349,6 +349,13 @@ def test_sound_of_another_turn_is_never_played(page):
     assert not heard.wave[len(truth) :].any()
 
 
+def test_a_turn_that_is_told_to_play_twice_goes_on(page):
+    wave = speech(0.3)
+    script = [(0, said("play")), (0, sound(1, wave)), (0, said("end")), (frame(100), said("play"))]
+    truth = at_rate(page, wave)
+    assert np.abs(Rendering(page, script, 24_000).wave[: len(truth)] - truth).max() < 1e-6
+
+
 def test_progress_is_told_ten_times_a_second_with_the_level(page):
     script = [(0, said("play")), (0, sound(1, tone_of(1))), (0, said("end"))]
     told = Rendering(page, script, 96_000).messages("progress")
