@@ -1,8 +1,13 @@
 """A person at the page, as the browser tests are one: what they press, and what they see."""
 
 import base64
+import contextlib
 import json
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 
 import numpy as np
 
@@ -46,6 +51,32 @@ EXACT = {
     "autoGainControl": False,
 }  # a fake microphone has no echo
 OVER = ["completed", "cancelled", "incomplete", "failed", "lost"]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def served(port, *flags):
+    """The app as users start it, on this port."""
+    command = [sys.executable, "app.py", "--port", str(port), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
+                break
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class TalkPage:

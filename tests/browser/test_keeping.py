@@ -1,42 +1,18 @@
 """Nothing that was said is lost: reloads, lost connections, a server that dies and comes back, sessions in files."""
 
-import contextlib
 import io
 import json
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
-from talk_page import TalkPage
+from talk_page import TalkPage, free_port, served
 
 from app.page import session_file
 
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
 LONG = "How do you spell lemon?"
-
-
-@contextlib.contextmanager
-def server(port):
-    """The app as users start it, on a port that stays the same."""
-    process = subprocess.Popen([sys.executable, "app.py", "--port", str(port)], stdout=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
-                break
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_reload_in_mid_reply_keeps_the_words_and_frees_the_place(browser_for, app_url):
@@ -79,14 +55,12 @@ def test_a_lost_connection_comes_back_and_says_so(browser_for, app_url):
 
 
 def test_a_server_that_dies_in_mid_speech_and_comes_back(browser_for, microphone_wav):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     wav, _ = microphone_wav(["latte.wav", "sum.wav"], gap_s=5.0, lead_s=1.0)
     sent = []
     with browser_for(wav) as page:
         page.on("websocket", lambda opened: opened.on("framesent", lambda frame: sent.append(frame)))
-        with server(port) as process:
+        with served(port) as process:
             talk = TalkPage(page, f"http://localhost:{port}")
             talk.press("start")
             talk.wait_turns(1)
@@ -100,7 +74,7 @@ def test_a_server_that_dies_in_mid_speech_and_comes_back(browser_for, microphone
             assert cut["you"]
             assert "connection was lost" in cut["facts"]
         sent.clear()
-        with server(port):
+        with served(port):
             talk.wait_state("listening", within_s=60)
             assert "The connection is back." in page.inner_text(".turns")
             talk.until(lambda: any(isinstance(frame, bytes) for frame in sent))  # the microphone stayed open

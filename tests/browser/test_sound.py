@@ -290,7 +290,7 @@ def test_the_buffer_grows_to_a_limit_and_shrinks_again(page):
     script += [(frame(at), said("play", last)), (frame(at), sound(last, speech(0.3)))]
     script += [(frame(at + 600), sound(last, speech(0.9))), (frame(at + 600), said("end", last))]
     heard = Rendering(page, script, frame(at + 2000))
-    assert [message["target_ms"] for message in heard.messages("underrun")][:6] == [80, 160, 320, 640, 800, 800]
+    assert [message["target_ms"] for message in heard.messages("underrun")][:6] == [120, 240, 480, 800, 800, 800]
     begun = [message for message in heard.messages("started") if message["turn"] == last]
     assert begun[0]["delay_ms"] == pytest.approx(0, abs=3)  # 300 ms were enough again: 800 * .8^6 = 210
 

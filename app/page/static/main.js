@@ -1,27 +1,25 @@
 // Begins here: fetch what the server tells of itself, build the conversation, put it into its place in the page.
 
 import { h } from "./dom.js";
+import { showTheme } from "./frame.js";
 import { Talk } from "./talk.js";
 import { learn } from "./words.js";
 
-/** Colours as the person chose, else as the system has them. */
-function theme() {
-  let chosen = null;
-  try {
-    chosen = localStorage.getItem("most.theme");
-  } catch {
-    // a browser that keeps nothing
-  }
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  document.body.classList.toggle("dark", (chosen ?? system) === "dark");
-}
-
-/** Gradio makes the place, and may make it anew: the conversation moves in whenever there is an empty one. */
+/**
+ * Gradio makes the place, and may make it anew: the conversation moves in whenever there is an empty one. Until then it
+ * stands in front of the page, where one can talk already: Gradio takes seconds to begin.
+ */
 function keepInPlace(element) {
+  const early = h("div", { id: "most", class: "early" }, element);
   const settle = () => {
-    const place = document.getElementById("most");
-    if (place && element.parentNode !== place) place.replaceChildren(element);
+    const place = document.querySelector(".gradio-container #most");
+    if (!place || element.parentNode === place) return;
+    const focus = element.contains(document.activeElement) ? document.activeElement : null;
+    early.remove();
+    place.replaceChildren(element);
+    focus?.focus();
   };
+  document.body.append(early);
   new MutationObserver(settle).observe(document.body, { childList: true, subtree: true });
   settle();
 }
@@ -38,7 +36,7 @@ async function begin() {
   if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
   const facts = await answer.json();
   learn(facts.words);
-  theme();
+  showTheme();
   const talk = new Talk(facts);
   talk.element.dataset.ready = "true";
   keepInPlace(talk.element);

@@ -9,6 +9,7 @@ const PAUSES_MS = [350, 500, 700, 1000, 1500];
 const SOUND_SWITCHES = ["echoCancellation", "noiseSuppression", "autoGainControl"];
 
 const USUAL = {
+  history: 1, // the server says how many
   mode: "hands-free", // or "push"
   endpoint_ms: 0, // 0: learned
   half_duplex: false,
@@ -26,7 +27,8 @@ const USUAL = {
 
 /** What was kept, as far as it makes sense. `history`: the server's usual one. */
 export function load(history) {
-  const settings = { ...USUAL, history };
+  USUAL.history = history;
+  const settings = { ...USUAL };
   try {
     const kept = JSON.parse(localStorage.getItem(PLACE)) ?? {};
     for (const [name, usual] of Object.entries(settings)) {
@@ -38,9 +40,11 @@ export function load(history) {
   return settings;
 }
 
+/** Keep what is not as usual: what is follows the server's and this page's later choices. */
 export function keep(settings) {
+  const chosen = Object.entries(settings).filter(([name, value]) => value !== USUAL[name]);
   try {
-    localStorage.setItem(PLACE, JSON.stringify(settings));
+    localStorage.setItem(PLACE, JSON.stringify(Object.fromEntries(chosen)));
   } catch {
     // a browser that keeps nothing forgets them with the tab
   }

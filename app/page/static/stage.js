@@ -19,7 +19,9 @@ const SHAPE = {
   saved: "file",
 };
 const COLOUR = { hold: "listening", typing_only: "idle", paused: "speaking", queue: "connecting", offline: "problem", saved: "idle" };
-const PICTURES_S = { thinking: 30, speaking: 30, hearing: 30, listening: 12, hold: 12, paused: 12, connecting: 12, queue: 12 };
+// Pictures a second: the page shares its cores with the model, so each state has only as many as its motion needs.
+const PICTURES_S = { thinking: 24, speaking: 24, hearing: 24, listening: 8, hold: 8, paused: 8, connecting: 12, queue: 12 };
+const CALM_S = 4; // for those who want no motion: how often the meters change
 const BARS = 56;
 const FLOOR_DB = -60; // what the meters show as nothing
 
@@ -36,7 +38,8 @@ export class Stage {
     this.state = "";
     this._running = false;
     this._levels = new Float32Array(BARS); // of the microphone, the newest first
-    this._loud = 0; // of the speaker
+    this._heard = 0; // the microphone's loudness since the last picture
+    this._loud = 0; // the speaker's
     this._canvas = h("canvas", { "aria-hidden": "true" });
     this._face = h("span", { class: "face" });
     this.circle = h(
@@ -61,6 +64,7 @@ export class Stage {
     this.element = h(
       "section",
       { class: "stage", "aria-label": say("page.title") },
+      h("h1", { class: "sr-only" }, say("tabs.title")),
       this.circle,
       h("div", { class: "state" }, this.word, this.hint),
       this.alert,
@@ -98,7 +102,7 @@ export class Stage {
     this.word.textContent = say(`states.${state}`);
     this.hint.textContent = say(`hints.${hint}`, values);
     this.circle.setAttribute("aria-label", running ? say("states.hold") : say("actions.start"));
-    this.startButton.hidden = running || state === "saved";
+    this.startButton.hidden = running || state === "saved" || !(this.alert.hidden || this._retry.hidden);
     this.circle.disabled = state === "saved";
     this.muteButton.hidden = this.endButton.hidden = !running;
     this.stopButton.disabled = !speaking;
@@ -119,14 +123,12 @@ export class Stage {
     this._retry.hidden = !again;
   }
 
-  /** The microphone's loudness, and what the detector makes of it. */
+  /** The microphone's loudness. */
   heard(level) {
-    this._levels.copyWithin(1, 0, BARS - 1);
-    this._levels[0] = height(level);
-    this._meters.microphone.show(height(level));
-    if (still.matches && this.state === "hearing") this._paint();
+    this._heard = Math.max(this._heard, height(level));
   }
 
+  /** What is speech for the detector. */
   threshold(level) {
     this._meters.microphone.mark(height(level));
   }
@@ -134,8 +136,6 @@ export class Stage {
   /** How loud the reply is now. */
   spoke(level) {
     this._loud = height(level);
-    this._meters.speaker.show(this._loud);
-    if (still.matches && this.state === "speaking") this._paint();
   }
 
   _hold(does) {
@@ -159,19 +159,26 @@ export class Stage {
   }
 
   _move() {
+    clearTimeout(this._next);
     cancelAnimationFrame(this._frame);
-    this._paint();
-    const rate = PICTURES_S[this.state];
-    if (!rate || still.matches || document.hidden) return;
-    let last = 0;
-    const next = (now) => {
-      if (now - last >= 1000 / rate - 4) {
-        last = now;
-        this._paint(now / 1000);
-      }
-      this._frame = requestAnimationFrame(next);
+    this._picture(0);
+    const rate = still.matches ? CALM_S : PICTURES_S[this.state];
+    if (!PICTURES_S[this.state] || document.hidden) return;
+    const draw = (now) => {
+      this._picture(still.matches ? 0 : now / 1000);
+      this._next = setTimeout(() => (this._frame = requestAnimationFrame(draw)), 1000 / rate);
     };
-    this._frame = requestAnimationFrame(next);
+    this._frame = requestAnimationFrame(draw);
+  }
+
+  /** One picture: the levels since the last one, and the circle. */
+  _picture(time) {
+    this._levels.copyWithin(1, 0, BARS - 1);
+    this._levels[0] = this._heard;
+    this._meters.microphone.show(this._heard);
+    this._meters.speaker.show(this._loud);
+    this._heard = 0;
+    this._paint(time);
   }
 
   _paint(time = 0) {
@@ -280,10 +287,10 @@ function meter(modality) {
   const line = h("b", { hidden: true });
   return {
     element: h("span", { class: `meter ${modality}`, "aria-hidden": "true" }, bar, line),
-    show: (share) => bar.style.setProperty("transform", `scaleX(${share.toFixed(3)})`),
+    show: (share) => bar.style.setProperty("transform", `scaleX(${share.toFixed(2)})`),
     mark: (share) => {
       line.hidden = false;
-      line.style.setProperty("left", `${(100 * share).toFixed(1)}%`);
+      line.style.setProperty("left", `${(100 * share).toFixed(0)}%`);
     },
   };
 }

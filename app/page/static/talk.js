@@ -1,9 +1,14 @@
 // The conversation's conductor: microphone to socket, socket to speaker, both to the page.
 
+import { Announcer } from "./announcer.js";
+import { Asking, refusal } from "./asking.js";
 import { Beside } from "./beside.js";
 import { Composer } from "./composer.js";
-import { button, h, relabel } from "./dom.js";
+import { button, h } from "./dom.js";
+import * as earlier from "./earlier.js";
+import { frame } from "./frame.js";
 import { listenToKeys } from "./keys.js";
+import { Playing } from "./playing.js";
 import { turnsOf, zipped } from "./saved_session.js";
 import { SettingsDialog, keep, load, wishes } from "./settings.js";
 import { Connection } from "./socket.js";
@@ -13,8 +18,6 @@ import { Transcript } from "./transcript.js";
 import { Turns, joined } from "./turns.js";
 import { say } from "./words.js";
 
-const EARLIER = "most.earlier"; // in the tab's own storage: words of before a reload
-const ANNOUNCE_MS = 1000; // between two announcements to screen readers
 const USER_RATE = 16000;
 const REPLY_RATE = 24000;
 
@@ -30,11 +33,14 @@ export class Talk {
       onRefused: (why) => this._over(say("problems.refused", { why })),
       onOver: (why, code) => this._over(code === 1013 ? say("problems.busy", { why }) : say("problems.session_over", { why })),
     });
+    this.asking = new Asking(facts.limits, this.connection);
+    this.playing = new Playing(this.connection, () => this._show(), (level) => this.stage.spoke(level));
     this.sound = new Sound({
       onChunk: (pcm, level) => this._microphone(pcm, level),
-      onPlayback: (message) => this._playback(message),
+      onPlayback: (message) => this.playing.told(message),
       onLost: (code) => this._microphoneProblem(code === "denied" ? code : "lost"),
     });
+    this.playing.sound = this.sound;
     this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
     this.stage = new Stage({
       press: () => this.press(),
@@ -53,6 +59,7 @@ export class Talk {
       sample: (sample) => this.sample(sample),
     });
     this.beside = new Beside(facts);
+    this.announcer = new Announcer();
     this.dialog = new SettingsDialog(this.settings, (name) => this._settingChanged(name), () => this._devices());
     this._told = "listening"; // the server's state
     this._place = 0; // in line
@@ -60,21 +67,22 @@ export class Talk {
     this._running = false; // the microphone is wanted
     this._muted = false;
     this._pressed = false;
-    this._paused = false;
     this._problem = ""; // of the microphone
     this._silent = false; // the browser lets nothing sound
-    this._speaking = 0; // which reply the speaker has
-    this._base = 0; // of the turns' numbers for the speaker: each connection counts from one
-    this._sent = 0;
-    this._waiting = []; // what was asked before the connection stood
-    this._asked = new Map(); // event_id to the turn that it asks for
     this._saved = null; // an opened session hides the live one
-    this._announced = "";
     this.stage.volume.value = 100 * this.settings.volume;
-    this.element = this._page();
+    const { element, banner } = frame(facts.model.name, this, {
+      save: () => this.save(),
+      open: (file) => this.open(file),
+      clear: () => this.clear(),
+      settings: () => this.dialog.open(),
+    });
+    this.element = element;
+    this._banner = banner;
     listenToKeys(this);
     document.addEventListener("visibilitychange", () => !document.hidden && this._stayAwake());
-    this._restoreEarlier();
+    addEventListener("pagehide", () => this._saved || earlier.keep(this.turns.list));
+    this._restore(earlier.kept());
     this._show();
   }
 
@@ -104,12 +112,11 @@ export class Talk {
   end() {
     this._running = this._pressed = this._muted = false;
     this.sound.closeMicrophone();
-    this.sound.stop();
+    this.playing.stop();
     this.connection.close();
     this._place = 0;
     this._wait = null;
     this._told = "listening";
-    this._speaking = 0;
     this._lock?.release().catch(() => {});
     this._lock = null;
     this.turns.forgetConnection("cancelled");
@@ -127,10 +134,8 @@ export class Talk {
 
   /** Silence, at once. */
   stop() {
-    this.sound.stop();
-    this._speaking = 0;
+    this.playing.stop();
     this.connection.send({ type: "most.stop" });
-    this.stage.spoke(-Infinity);
     this._show();
   }
 
@@ -139,6 +144,7 @@ export class Talk {
     if (this._saved) return;
     if (!this._running) return void this.start();
     if (this._muted) this.mute();
+    this.stage.problem(null);
     this._pressed = true;
     this.connection.send({ type: "most.press" });
     this._show();
@@ -151,39 +157,22 @@ export class Talk {
     this._show();
   }
 
-  type(text) {
-    this._ask("typed", { text }, [{ type: "input_text", text }]);
+  /** Ask in writing. */
+  async type(text) {
+    await this._unlock().catch(() => {}); // without it the answer is only text
+    this.asking.type(text);
+    this._ask();
   }
 
   /** Ask with a sound file of any kind. */
-  async file(file) {
-    this._unlock().catch(() => {}); // while the tap counts
-    const { limits } = this.facts;
-    const megabytes = file.size / 1e6;
-    if (megabytes > limits.upload_mb) {
-      const size = { name: file.name, megabytes: megabytes.toFixed(0), limit: limits.upload_mb };
-      return this.composer.note(say("compose.file_large", size));
-    }
-    this.composer.note(say("compose.reading", { name: file.name }));
-    try {
-      const pcm = await this._read(file, file.name);
-      this.composer.note("");
-      this._askWithSound(pcm, file.name);
-    } catch (error) {
-      this.composer.note(say("compose.file_failed", { name: file.name, why: error.message }));
-    }
-    return undefined;
+  file(file) {
+    return this._askWith(() => file, file.name, file.name);
   }
 
   /** Ask with one of the recordings that come with it. */
-  async sample({ file, says }) {
-    this._unlock().catch(() => {}); // while the tap counts
-    try {
-      const answer = await fetch(new URL(`../samples/${file}`, import.meta.url));
-      this._askWithSound(await this._read(await answer.blob(), file), says);
-    } catch (error) {
-      this.composer.note(say("compose.file_failed", { name: file, why: error.message }));
-    }
+  sample({ file, says }) {
+    const fetched = async () => (await fetch(new URL(`../samples/${file}`, import.meta.url))).blob();
+    return this._askWith(fetched, file, says);
   }
 
   /** Give the conversation as a file. */
@@ -234,44 +223,11 @@ export class Talk {
     this.turns.clear();
     this.transcript.clear();
     this._choose(null);
-    this._keepEarlier();
+    earlier.keep(this.turns.list);
     if (running) this.start();
   }
 
-  // The page
-
-  _page() {
-    this._live = h("p", { class: "sr-only", "aria-live": "polite", id: "most-live" });
-    this._banner = h("div", { class: "banner", hidden: true, role: "status" });
-    const opener = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, id: "most-open" });
-    opener.addEventListener("change", () => {
-      const [file] = opener.files;
-      opener.value = "";
-      if (file) this.open(file);
-    });
-    this._theme = button({ action: "theme", shape: "moon", label: say("actions.theme_dark"), quiet: true, onclick: () => this._switchTheme() });
-    this._showTheme();
-    const tools = h(
-      "div",
-      { class: "tools" },
-      h("span", { class: "model" }, this.facts.model.name),
-      button({ action: "save", shape: "save", label: say("actions.save"), quiet: true, onclick: () => this.save() }),
-      button({ action: "open", shape: "open", label: say("actions.open"), quiet: true, onclick: () => opener.click() }),
-      opener,
-      button({ action: "clear", shape: "clear", label: say("actions.clear"), quiet: true, onclick: () => this.clear() }),
-      this._theme,
-      button({ action: "settings", shape: "settings", label: say("actions.settings"), quiet: true, onclick: () => this.dialog.open() }),
-    );
-    return h(
-      "div",
-      { class: "talk" },
-      this.stage.element,
-      h("section", { class: "conversation" }, tools, this._banner, this.transcript.element, this.composer.element),
-      this.beside.element,
-      this.dialog.element,
-      this._live,
-    );
-  }
+  // What is shown
 
   _show() {
     const { connection, settings } = this;
@@ -284,7 +240,7 @@ export class Talk {
       if (this._wait < 1) options.hint = "offline_now";
     } else if (this._place) state = "queue";
     else if (this._wanted && !connection.isOpen) state = "connecting";
-    else if (this._paused) state = "paused";
+    else if (this.playing.paused) state = "paused";
     else if (this._told !== "listening") state = this._told;
     else if (this._problem) state = "typing_only";
     else if (!this._running) state = "idle";
@@ -297,21 +253,11 @@ export class Talk {
     else if (state === "speaking" && settings.half_duplex) options.hint = "speaking_half_duplex";
     const before = this.stage.state;
     this.stage.show(state, values, options);
-    if (state !== before) this._announce(`${say(`states.${state}`)}.`);
+    if (state !== before) this.announcer.say(`${say(`states.${state}`)}.`);
   }
 
   get _wanted() {
-    return this._running || this._waiting.length > 0;
-  }
-
-  _announce(text) {
-    // Screen readers are told the last thing of each second, not every flicker.
-    this._announcement = text;
-    if (this._announcing) return;
-    this._announcing = setTimeout(() => {
-      this._announcing = null;
-      this._live.textContent = this._announcement;
-    }, ANNOUNCE_MS);
+    return this._running || this.asking.waits;
   }
 
   _turnChanged(turn, gone) {
@@ -343,29 +289,33 @@ export class Talk {
 
   // Asking
 
-  async _read(blob, name) {
-    const address = new URL(`../sound?name=${encodeURIComponent(name)}`, import.meta.url);
-    const answer = await fetch(address, { method: "POST", body: blob });
-    if (!answer.ok) throw new Error(await refusal(answer));
-    return answer.arrayBuffer();
+  async _askWith(fetched, file, name) {
+    const unlocked = this._unlock().catch(() => {}); // at once, while the tap counts
+    this.composer.note(say("compose.reading", { name: file }));
+    try {
+      const pcm = await this.asking.read(await fetched(), file);
+      await unlocked;
+      this.asking.give(pcm, name);
+      this._ask();
+    } catch (error) {
+      this.composer.note(say("compose.file_failed", { name: file, why: error.message }));
+    }
   }
 
-  _askWithSound(pcm, name) {
-    let text = "";
-    const bytes = new Uint8Array(pcm);
-    for (let i = 0; i < bytes.length; i += 0x8000) text += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
-    this._ask("file", { file: name }, [{ type: "input_audio", audio: btoa(text) }]);
-  }
-
-  async _ask(kind, shown, content) {
+  _ask() {
     if (this._saved) this._back();
-    await this._unlock().catch(() => {});
-    const item = `page_${Date.now().toString(36)}_${++this._sent}`;
-    this._waiting.push({ kind, shown, content, item });
     this.composer.note("");
     this.connection.open();
-    if (this.connection.isOpen && !this._place) this._askAll();
+    if (this.connection.isOpen && !this._place) this._send();
     this._show();
+  }
+
+  _send() {
+    if (!this.asking.waits) return;
+    if (this._told !== "listening") {
+      this.stop(); // what is being said now ends with the new question
+    }
+    this.asking.sendAll(this.turns);
   }
 
   /** Let the page sound: call it inside a tap or key press. Where that cannot be, answers are only text. */
@@ -388,29 +338,13 @@ export class Talk {
     return wishes({ ...this.settings, voice: this.settings.voice && !this._silent });
   }
 
-  _askAll() {
-    const waiting = this._waiting;
-    this._waiting = [];
-    for (const { kind, shown, content, item } of waiting) {
-      if (this._told !== "listening") {
-        this.sound.stop(); // what is being said now ends with the new question
-        this.connection.send({ type: "most.stop" });
-      }
-      const turn = this.turns.add(kind, item, shown);
-      this._asked.set(`${item}_item`, turn).set(`${item}_answer`, turn);
-      const message = { id: item, type: "message", role: "user", content };
-      this.connection.send({ type: "conversation.item.create", event_id: `${item}_item`, item: message });
-      this.connection.send({ type: "response.create", event_id: `${item}_answer` });
-    }
-  }
-
   // The server
 
   _opened(again) {
     this._wait = null;
     this._told = "listening";
     this._place = 0;
-    this._base += 1_000_000;
+    this.playing.begin(this.turns);
     if (again) this.transcript.note(say("transcript.restored"));
     this.connection.send(this._wishes());
     if (this._muted) this.connection.send({ type: "most.mute", on: true });
@@ -431,13 +365,13 @@ export class Talk {
 
   _lost(seconds) {
     if (this._wait === null) {
-      if (this._speaking) this.sound.end(this._speaking); // what is here is still said
+      this.playing.lose();
       this.turns.forgetConnection();
-      this._asked.clear();
-      this._keepEarlier();
+      this.asking.forget();
+      earlier.keep(this.turns.list);
     }
     this._told = "listening";
-    this._paused = this._pressed = false;
+    this._pressed = false;
     this._place = 0;
     this._wait = Math.ceil(seconds);
     clearInterval(this._countdown);
@@ -450,11 +384,8 @@ export class Talk {
   }
 
   _over(why) {
-    const waiting = this._waiting;
     this.end();
-    this._waiting = [];
-    this._asked.clear();
-    for (const { kind, shown, item } of waiting) this.turns.fail(this.turns.add(kind, item, shown), why);
+    this.asking.failAll(this.turns, why);
     this._again = () => this.start();
     this.stage.problem(why, true);
     this._show();
@@ -464,7 +395,7 @@ export class Talk {
     switch (event.type) {
       case "session.created":
         this._place = 0;
-        this._askAll();
+        this._send();
         this._show();
         break;
       case "most.queue":
@@ -479,19 +410,16 @@ export class Talk {
         this.stage.threshold(event.threshold_db);
         break;
       case "most.playback":
-        this._obey(event);
+        this.playing.obey(event);
         break;
       case "most.notice":
-        this._announce(event.message);
+        this.announcer.say(event.message);
         if (event.code === "too_short" && this.settings.mode === "push") this.stage.problem(say("problems.too_quick"));
         break;
-      case "response.output_audio.delta": {
-        const pcm = this.turns.takeSound(event);
-        this.sound.enqueue(this._base + event.turn_id, pcm.buffer);
-        return;
-      }
+      case "response.output_audio.delta":
+        return this.playing.take(event);
       case "response.output_audio.done":
-        this._allSent(event);
+        this.playing.allSent(event);
         break;
       case "error":
         this._refused(event.error);
@@ -499,42 +427,17 @@ export class Talk {
       default:
     }
     this.turns.take(event);
-    if (event.type === "conversation.item.input_audio_transcription.completed") this._announce(say("transcript.live_you", { text: event.transcript }));
+    if (event.type === "conversation.item.input_audio_transcription.completed") this.announcer.say(say("transcript.live_you", { text: event.transcript }));
     if (event.type === "response.done") {
       const turn = this.turns.byServer(event.turn_id);
-      if (turn?.reply.text) this._announce(say("transcript.live_most", { text: turn.reply.text }));
-      this._keepEarlier();
+      if (turn?.reply.text) this.announcer.say(say("transcript.live_most", { text: turn.reply.text }));
+      earlier.keep(this.turns.list);
     }
-  }
-
-  _obey({ turn_id: id, action }) {
-    const turn = this._base + id;
-    if (action === "play") {
-      this._speaking = turn;
-      this._paused = false;
-      this.sound.play(turn);
-    } else if (action === "pause") {
-      this._paused = true;
-      this.sound.pause(turn);
-    } else if (action === "resume") {
-      this._paused = false;
-      this.sound.resume(turn);
-    } else {
-      this._paused = false;
-      this._speaking = 0;
-      this.sound.stop();
-      this.stage.spoke(-Infinity);
-    }
-    this._show();
-  }
-
-  _allSent(event) {
-    const id = Number(event.response_id.replace(/^resp_/, ""));
-    this.sound.end(this._base + id);
+    return undefined;
   }
 
   _refused(error) {
-    const turn = this._asked.get(error.event_id);
+    const turn = this.asking.of(error.event_id);
     if (turn) this.turns.fail(turn, error.message);
     else if (error.code !== "session_ended" && error.code !== "response_cancel_not_active") {
       this.stage.problem(say("problems.server", { why: error.message }));
@@ -555,30 +458,6 @@ export class Talk {
     }
     this.stage.heard(level);
     if (!this._place) this.connection.sendSound(pcm);
-  }
-
-  _playback(message) {
-    const id = message.turn - this._base;
-    const turn = this.turns.byServer(id);
-    if (message.type === "started") {
-      this._report(id, 0, false, message.delay_ms);
-    } else if (message.type === "progress") {
-      this.stage.spoke(this._paused ? -Infinity : message.level_db);
-      if (turn) this.turns.played(turn, message.played_ms);
-      this._report(id, message.played_ms, false);
-    } else if (message.type === "ended") {
-      this.stage.spoke(-Infinity);
-      if (turn) this.turns.played(turn, message.played_ms);
-      if (message.turn === this._speaking) this._speaking = 0;
-      this._report(id, message.played_ms, true);
-    } else if (message.type === "underrun") {
-      this.underruns = (this.underruns ?? 0) + 1;
-    }
-  }
-
-  _report(id, played, ended, delay = 0) {
-    if (id < 1) return; // of an earlier connection
-    this.connection.send({ type: "most.playback", turn_id: id, played_ms: played, ended, delay_ms: Math.max(delay, 0) });
   }
 
   async _replay(turn, who) {
@@ -634,59 +513,10 @@ export class Talk {
     });
   }
 
-  // What outlives a reload: words, in this tab alone
-
-  _keepEarlier() {
-    const turns = this.turns.list
-      .filter((turn) => turn.reply.status)
-      .map(({ kind, at, user, reply, timings }) => ({
-        kind,
-        at,
-        timings,
-        user: { text: user.text, words: user.words, confidence: user.confidence, file: user.file },
-        reply: { ...reply, sound: [], sound_ms: reply.sound_ms, status: reply.status === "in_progress" ? "lost" : reply.status },
-      }));
-    try {
-      sessionStorage.setItem(EARLIER, JSON.stringify(turns));
-    } catch {
-      // full or forbidden: a reload forgets
-    }
+  _restore(turns) {
+    if (!turns.length) return;
+    this.turns.restore(turns);
+    this.transcript.note(say("transcript.earlier"));
+    this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
   }
-
-  _restoreEarlier() {
-    addEventListener("pagehide", () => !this._saved && this._keepEarlier());
-    try {
-      const turns = JSON.parse(sessionStorage.getItem(EARLIER)) ?? [];
-      if (!turns.length) return;
-      this.turns.restore(turns);
-      this.transcript.note(say("transcript.earlier"));
-      this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
-    } catch {
-      // nothing readable: begin anew
-    }
-  }
-
-  // Light and dark
-
-  _switchTheme() {
-    const dark = !document.body.classList.contains("dark");
-    document.body.classList.toggle("dark", dark);
-    try {
-      localStorage.setItem("most.theme", dark ? "dark" : "light");
-    } catch {
-      // only until the tab is closed
-    }
-    this._showTheme();
-  }
-
-  _showTheme() {
-    const dark = document.body.classList.contains("dark");
-    relabel(this._theme, dark ? "sun" : "moon", say(dark ? "actions.theme_light" : "actions.theme_dark"));
-  }
-}
-
-/** Why the server does not do it, in its words; a proxy between may have others. */
-async function refusal(answer) {
-  const given = await answer.json().catch(() => null);
-  return given?.error?.message ?? `${answer.status} ${answer.statusText}`;
 }
