@@ -1,33 +1,38 @@
-// Questions that are not spoken into the microphone: typed ones and sound files, sent once the connection stands.
+// Questions that are not spoken into the microphone: typed ones and sound files. Each is shown at once, and sent when the
+// connection stands and the one before it is answered.
 
 import { say } from "./words.js";
 
 export class Asking {
-  /** `limits`: of the server. */
-  constructor(limits, connection) {
+  /** `limits`: of the server. `send` sends an event to it. */
+  constructor(limits, send) {
     this._limits = limits;
-    this._connection = connection;
-    this._waiting = [];
-    this._asked = new Map(); // event_id to the turn that it asks for
+    this._send = send;
+    this._waiting = []; // {turn, content}
+    this._asked = null; // {turn, content, item}: sent, and not answered yet
     this._made = 0;
   }
 
-  /** Something waits to be sent. */
   get waits() {
     return this._waiting.length > 0;
   }
 
+  /** One was sent and is not answered yet. */
+  get unanswered() {
+    return this._asked !== null;
+  }
+
   /** A question as text. */
-  type(text) {
-    this._waiting.push({ kind: "typed", shown: { text }, content: [{ type: "input_text", text }] });
+  type(turns, text) {
+    this._waiting.push({ turn: turns.add("typed", { text }), content: [{ type: "input_text", text }] });
   }
 
   /** A question as sound: PCM of 16 bit, 24 kHz. */
-  give(pcm, name) {
+  give(turns, pcm, file) {
     let text = "";
     const bytes = new Uint8Array(pcm);
     for (let i = 0; i < bytes.length; i += 0x8000) text += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
-    this._waiting.push({ kind: "file", shown: { file: name }, content: [{ type: "input_audio", audio: btoa(text) }] });
+    this._waiting.push({ turn: turns.add("file", { file }), content: [{ type: "input_audio", audio: btoa(text) }] });
   }
 
   /** What the server makes of a sound file, as PCM; an Error with a sentence if it cannot be used. */
@@ -37,45 +42,65 @@ export class Asking {
       throw new Error(say("compose.file_large", { megabytes: megabytes.toFixed(0), limit: this._limits.upload_mb }));
     }
     const address = new URL(`../sound?name=${encodeURIComponent(name)}`, import.meta.url);
-    const answer = await fetch(address, { method: "POST", body: blob });
-    if (!answer.ok) throw new Error(await refusal(answer));
-    return answer.arrayBuffer();
+    return (await fetched(address, { method: "POST", body: blob })).arrayBuffer();
   }
 
-  /** Send what waits; each becomes one of `turns`. */
-  sendAll(turns) {
-    const waiting = this._waiting;
+  /** Send the next one. */
+  sendNext(turns) {
+    const { turn, content } = this._waiting.shift();
+    const item = `page_${Date.now().toString(36)}_${++this._made}`;
+    this._asked = { turn, content, item };
+    turns.sent(turn, item);
+    const message = { id: item, type: "message", role: "user", content };
+    this._send({ type: "conversation.item.create", event_id: `${item}_item`, item: message });
+    this._send({ type: "response.create", event_id: `${item}_answer`, response: { metadata: { item } } });
+  }
+
+  /** The turn that this refused event was about, which is over now; undefined if it is none of ours. */
+  refused(event) {
+    const asked = this._asked;
+    if (!asked || (event !== `${asked.item}_item` && event !== `${asked.item}_answer`)) return undefined;
+    if (event.endsWith("_answer")) this._asked = null; // both were sent: the second is refused as well
+    return asked.turn;
+  }
+
+  /** A response is over. */
+  answered(response) {
+    if (this._asked && response.metadata?.item === this._asked.item) this._asked = null;
+  }
+
+  /** Nothing that waits can be sent, because of `why`. What it was, for `again`. */
+  fail(turns, why) {
+    const failed = this._waiting;
+    for (const { turn } of failed) turns.fail(turn, why);
     this._waiting = [];
-    for (const { kind, shown, content } of waiting) {
-      const item = `page_${Date.now().toString(36)}_${++this._made}`;
-      const turn = turns.add(kind, item, shown);
-      this._asked.set(`${item}_item`, turn).set(`${item}_answer`, turn);
-      const message = { id: item, type: "message", role: "user", content };
-      this._connection.send({ type: "conversation.item.create", event_id: `${item}_item`, item: message });
-      this._connection.send({ type: "response.create", event_id: `${item}_answer` });
+    this._asked = null;
+    return failed;
+  }
+
+  /** Ask what failed once more. */
+  again(turns, failed) {
+    for (const { turn, content } of failed) {
+      turns.wait(turn);
+      this._waiting.push({ turn, content });
     }
   }
 
-  /** Nothing that waits can be sent, because of `why`. */
-  failAll(turns, why) {
-    for (const { kind, shown } of this._waiting) turns.fail(turns.add(kind, "", shown), why);
-    this._waiting = [];
-    this.forget();
-  }
-
-  /** The turn that this event asked for. */
-  of(event) {
-    return this._asked.get(event);
-  }
-
-  /** Another connection begins. */
+  /** Another connection begins: what was sent went with the old one. */
   forget() {
-    this._asked.clear();
+    this._asked = null;
   }
 }
 
-/** Why the server does not do it, in its words; a proxy between may have others. */
-export async function refusal(answer) {
-  const given = await answer.json().catch(() => null);
-  return given?.error?.message ?? `${answer.status} ${answer.statusText}`;
+/** `fetch`, with an Error that people understand where it fails. */
+export async function fetched(address, options) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch {
+    throw new Error(say("problems.no_server"));
+  }
+  if (answer.ok) return answer;
+  const given = await answer.json().catch(() => null); // a proxy between may have words of its own
+  throw new Error(given?.error?.message ?? `${answer.status} ${answer.statusText}`);
 }

@@ -31,7 +31,7 @@ function loaded({ model, limits, figures }) {
   return [
     h("h3", {}, say("beside.loaded")),
     h("p", {}, say("beside.model", { name: model.name, parameters: millions, device: model.device })),
-    experts.routed ? h("p", {}, say("beside.experts", { ...experts, layers: experts.layers.length })) : null,
+    experts.routed ? h("p", {}, say(experts.apart ? "beside.experts" : "beside.experts_shared", { ...experts, layers: experts.layers.length })) : null,
     answers && orders ? h("p", {}, say("beside.hears", { percent: Math.round(100 * answers), orders: Math.round(100 * orders) })) : null,
     h("p", {}, say("beside.limits", limits)),
     h("p", {}, say("beside.trust")),

@@ -55,8 +55,9 @@ export class Composer {
       this._file.value = "";
       if (file) does.file(file);
     });
-    this.element.addEventListener("dragover", (event) => event.preventDefault());
-    this.element.addEventListener("drop", (event) => {
+    // Anywhere on the page: a browser would leave it for the file, and the conversation with it.
+    addEventListener("dragover", (event) => event.preventDefault());
+    addEventListener("drop", (event) => {
       event.preventDefault();
       const [file] = event.dataTransfer.files;
       if (file) does.file(file);

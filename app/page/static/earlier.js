@@ -4,13 +4,13 @@ const PLACE = "most.earlier";
 
 export function keep(turns) {
   const words = turns
-    .filter((turn) => turn.reply.status)
+    .filter((turn) => turn.user.text || turn.reply.status)
     .map(({ kind, at, user, reply, timings }) => ({
       kind,
       at,
       timings,
       user: { text: user.text, words: user.words, confidence: user.confidence, file: user.file },
-      reply: { ...reply, sound: [], status: reply.status === "in_progress" ? "lost" : reply.status },
+      reply: { ...reply, sound: [], status: ["", "in_progress"].includes(reply.status) ? "lost" : reply.status },
     }));
   try {
     sessionStorage.setItem(PLACE, JSON.stringify(words));

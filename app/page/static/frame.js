@@ -5,16 +5,35 @@ import { say } from "./words.js";
 
 const THEME = "most.theme";
 
-/** Colours as the person chose, else as the system has them. */
-export function showTheme() {
-  let chosen = null;
+/** Colours as the person chose, else as the system has them; Gradio would always have the system's. */
+export function keepTheme() {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const show = () => {
+    const dark = (chosenTheme() ?? (system.matches ? "dark" : "light")) === "dark";
+    if (document.body.classList.contains("dark") !== dark) document.body.classList.toggle("dark", dark);
+  };
+  new MutationObserver(show).observe(document.body, { attributeFilter: ["class"] });
+  system.addEventListener("change", show);
+  show();
+}
+
+let chosen = null; // where the browser keeps nothing
+
+function chosenTheme() {
   try {
-    chosen = localStorage.getItem(THEME);
+    return localStorage.getItem(THEME) ?? chosen;
   } catch {
-    // a browser that keeps nothing
+    return chosen;
   }
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  document.body.classList.toggle("dark", (chosen ?? system) === "dark");
+}
+
+function chooseTheme(theme) {
+  chosen = theme;
+  try {
+    localStorage.setItem(THEME, theme);
+  } catch {
+    // only until the tab is closed
+  }
 }
 
 /**
@@ -63,15 +82,11 @@ function themeSwitch() {
     label: say("actions.theme_dark"),
     quiet: true,
     onclick: () => {
-      const chosen = document.body.classList.toggle("dark") ? "dark" : "light";
-      try {
-        localStorage.setItem(THEME, chosen);
-      } catch {
-        // only until the tab is closed
-      }
-      show();
+      chooseTheme(dark() ? "light" : "dark");
+      document.body.classList.toggle("dark");
     },
   });
+  new MutationObserver(show).observe(document.body, { attributeFilter: ["class"] });
   show();
   return element;
 }

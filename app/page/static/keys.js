@@ -1,11 +1,12 @@
 // Space: talk. M: mute. Esc: stop. Not where a key means something else already.
 
 const TYPES = "input, textarea, select, [contenteditable]";
-const PRESSES = `${TYPES}, button, a, summary, [role="tab"]`;
+// A control that was reached by keyboard takes space; one that was clicked does not keep it.
+const PRESSES = `${TYPES}, :is(button, a, summary, [role="tab"]):focus-visible`;
 
 export function listenToKeys(talk) {
   let held = false;
-  const busy = (event, where) => event.target.closest?.(where) || event.ctrlKey || event.metaKey || event.altKey || !talk.element.offsetParent;
+  const busy = (event, where) => !talk.settings.keys || document.querySelector("dialog[open]") || event.target.closest?.(where) || event.ctrlKey || event.metaKey || event.altKey || !talk.element.offsetParent;
   addEventListener("keydown", (event) => {
     if (event.code === "Space" && held) event.preventDefault(); // repeats, wherever the focus went
     if (event.repeat) return;
@@ -15,7 +16,7 @@ export function listenToKeys(talk) {
       talk.press();
     } else if (event.key.toLowerCase() === "m" && !busy(event, TYPES)) {
       talk.mute();
-    } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
+    } else if (event.key === "Escape" && talk.settings.keys && !document.querySelector("dialog[open]")) {
       talk.stop();
     }
   });
@@ -24,7 +25,11 @@ export function listenToKeys(talk) {
     held = false;
     talk.release();
   };
-  addEventListener("keyup", (event) => event.code === "Space" && up());
+  addEventListener("keyup", (event) => {
+    if (event.code !== "Space" || !held) return;
+    event.preventDefault(); // Firefox clicks a focused button only now
+    up();
+  });
   addEventListener("blur", up); // a key that goes up in another window is not told here
   // The circle is a button: held by the keyboard, it is space as well.
   talk.stage.circle.addEventListener("keydown", (event) => {
@@ -33,5 +38,9 @@ export function listenToKeys(talk) {
     held = true;
     talk.press();
   });
-  talk.stage.circle.addEventListener("keyup", (event) => (event.code === "Space" || event.key === "Enter") && up());
+  talk.stage.circle.addEventListener("keyup", (event) => {
+    if (event.code !== "Space" && event.key !== "Enter") return;
+    event.preventDefault();
+    up();
+  });
 }

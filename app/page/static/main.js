@@ -1,7 +1,7 @@
 // Begins here: fetch what the server tells of itself, build the conversation, put it into its place in the page.
 
 import { h } from "./dom.js";
-import { showTheme } from "./frame.js";
+import { keepTheme } from "./frame.js";
 import { Talk } from "./talk.js";
 import { learn } from "./words.js";
 
@@ -9,11 +9,13 @@ import { learn } from "./words.js";
  * Gradio makes the place, and may make it anew: the conversation moves in whenever there is an empty one. Until then it
  * stands in front of the page, where one can talk already: Gradio takes seconds to begin.
  */
-function keepInPlace(element) {
+function keepInPlace(element, moves = () => {}) {
   const early = h("div", { id: "most", class: "early" }, element);
   const settle = () => {
     const place = document.querySelector(".gradio-container #most");
     if (!place || element.parentNode === place) return;
+    if (element.querySelector("dialog[open]")) return; // moved, it would not be in front of all any more
+    moves();
     const focus = element.contains(document.activeElement) ? document.activeElement : null;
     early.remove();
     place.replaceChildren(element);
@@ -21,6 +23,7 @@ function keepInPlace(element) {
   };
   document.body.append(early);
   new MutationObserver(settle).observe(document.body, { childList: true, subtree: true });
+  element.addEventListener("close", settle, true); // of the dialogue
   settle();
 }
 
@@ -36,10 +39,10 @@ async function begin() {
   if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
   const facts = await answer.json();
   learn(facts.words);
-  showTheme();
+  keepTheme();
   const talk = new Talk(facts);
   talk.element.dataset.ready = "true";
-  keepInPlace(talk.element);
+  keepInPlace(talk.element, () => talk.microphone.release()); // a pointer that holds the circle is let go with it
   mendNames();
 }
 

@@ -20,8 +20,19 @@ export class Playing {
     this.paused = false;
   }
 
+  /** Something of a reply is still to be heard. */
+  get sounds() {
+    return this._turn !== 0;
+  }
+
+  /** It is of a connection that is lost, so no server pauses or stops it. */
+  get orphaned() {
+    return this.sounds && this._turn < this._base;
+  }
+
   /** No more of a reply comes: what is here is still said. */
   lose() {
+    if (this.paused) this.sound.resume(this._turn);
     if (this._turn) this.sound.end(this._turn);
     this.paused = false;
   }
@@ -60,12 +71,15 @@ export class Playing {
   /** What the speaker tells. */
   told({ type, turn, played_ms: played = 0, level_db: level = -Infinity, delay_ms: delay = 0 }) {
     if (!["started", "progress", "ended"].includes(type)) return;
+    this._loudness(this.paused ? -Infinity : level);
+    if (type === "ended" && turn === this._turn) {
+      this._turn = 0;
+      this._changed();
+    }
     const id = turn - this._base;
     if (id < 1) return; // of an earlier connection
     const said = this._turns.byServer(id);
     if (said) this._turns.played(said, played);
-    this._loudness(this.paused ? -Infinity : level);
-    if (type === "ended" && turn === this._turn) this._turn = 0;
     const event = { type: "most.playback", turn_id: id, played_ms: played, ended: type === "ended" };
     this._connection.send({ ...event, delay_ms: Math.max(delay, 0) });
   }

@@ -1,10 +1,6 @@
 // A conversation as a zip file: words, both voices, routing, times. docs/session.md has the format.
 
-import { bytesOf, joined } from "./turns.js";
-
-const USER_RATE = 16000;
-const REPLY_RATE = 24000;
-const TABLES = ["tokens", "routing", "layers"];
+import { REPLY_RATE, TABLES, USER_RATE, bytesOf, joined } from "./turns.js";
 
 /** A Blob of the turns that are over. `about`: {model, versions, settings}. */
 export function zipped(turns, about) {
@@ -30,12 +26,13 @@ export function zipped(turns, about) {
       },
       reply: {
         text: reply.text,
-        status: reply.status === "lost" ? "failed" : reply.status || "failed",
+        status: reply.status,
+        why: reply.why,
         confidence: reply.confidence,
         sound_ms: reply.sound_ms,
         played_ms: reply.played_ms,
         cut: reply.cut,
-        wav: reply.sound.length ? put(`${name}-reply.wav`, wav(joined(reply.sound), REPLY_RATE)) : null,
+        wav: reply.sound.length ? put(`${name}-reply.wav`, wav(joined(Int16Array, reply.sound), REPLY_RATE)) : null,
       },
       timings: turn.timings,
       tables: turn.tables && Object.fromEntries(TABLES.map((table) => [table, put(`${name}.${table}.parquet`, turn.tables[table])])),

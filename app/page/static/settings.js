@@ -15,6 +15,7 @@ const USUAL = {
   half_duplex: false,
   captions: true,
   voice: true,
+  keys: true,
   microphone: "",
   speaker: "",
   volume: 1,
@@ -136,6 +137,7 @@ export class SettingsDialog {
       this._switch("half_duplex", "settings.half_duplex_help"),
       this._switch("captions"),
       this._switch("voice"),
+      this._switch("keys"),
     ];
   }
 
@@ -186,7 +188,6 @@ function field(id, label, control, help = "") {
 
 function fill(select, devices, chosen, unnamed) {
   const options = devices
-    .filter(({ id }) => id && id !== "default")
     .map(({ id, label }, i) => h("option", { value: id, selected: id === chosen }, label || say(unnamed, { number: i + 1 })));
   select.replaceChildren(h("option", { value: "" }, say("settings.default_device")), ...options);
 }

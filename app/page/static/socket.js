@@ -18,6 +18,11 @@ export class Connection {
     addEventListener("offline", () => this._socket?.close());
   }
 
+  /** It is open, or to be opened again. */
+  get wanted() {
+    return this._wanted;
+  }
+
   get isOpen() {
     return this._socket?.readyState === WebSocket.OPEN;
   }

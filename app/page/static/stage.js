@@ -1,6 +1,6 @@
 // What it is doing, to be read from two metres: a circle that moves with the voices, one large word, and one sentence.
 
-import { button, h, icon, relabel } from "./dom.js";
+import { button, h, icon } from "./dom.js";
 import { say } from "./words.js";
 
 const SHAPE = {
@@ -57,10 +57,10 @@ export class Stage {
     this.startButton = button({ action: "start", shape: "microphone", label: say("actions.start"), onclick: () => does.start() });
     this.startButton.classList.add("primary");
     this.endButton = button({ action: "end", shape: "close", label: say("actions.end"), onclick: () => does.end() });
-    this.muteButton = button({ action: "mute", shape: "microphone", label: say("actions.mute"), onclick: () => does.mute() });
+    this.muteButton = button({ action: "mute", shape: "microphone_off", label: say("actions.mute"), onclick: () => does.mute() });
     this.stopButton = button({ action: "stop", shape: "stop", label: say("actions.stop"), onclick: () => does.stop() });
     this.volume = h("input", { type: "range", min: 0, max: 100, step: 5, id: "most-volume", oninput: () => does.volume(this.volume.value / 100) });
-    this._meters = { microphone: meter("audio"), speaker: meter("text") };
+    this._meters = { microphone: meter("mine"), speaker: meter("its") };
     this.element = h(
       "section",
       { class: "stage", "aria-label": say("page.title") },
@@ -92,28 +92,33 @@ export class Stage {
     new ResizeObserver(() => this._paint()).observe(this.circle);
   }
 
-  /** Show a state. `values` fill its sentence in; `hint` may be another sentence. */
-  show(state, values, { hint = state, running = false, muted = false, speaking = false } = {}) {
+  /**
+   * Show a state. `values` fill its sentence in, `hint` may be another one. `running`: the microphone is wanted;
+   * `connected`: there is something to end; `speaking`: something to stop.
+   */
+  show(state, values, { hint = state, running, connected, muted, speaking, holds }) {
     const changed = state !== this.state;
+    const focus = document.activeElement;
     this.state = state;
     this._running = running;
     this.element.dataset.state = state;
     this.element.dataset.colour = COLOUR[state] ?? state;
     this.word.textContent = say(`states.${state}`);
     this.hint.textContent = say(`hints.${hint}`, values);
-    this.circle.setAttribute("aria-label", running ? say("states.hold") : say("actions.start"));
-    this.startButton.hidden = running || state === "saved" || !(this.alert.hidden || this._retry.hidden);
+    this.circle.setAttribute("aria-label", say(running ? "actions.hold" : "actions.start"));
+    this.circle.setAttribute("aria-pressed", String(holds));
     this.circle.disabled = state === "saved";
-    this.muteButton.hidden = this.endButton.hidden = !running;
+    this._offerStart();
+    this.muteButton.hidden = !running;
+    this.endButton.hidden = !running && !connected;
     this.stopButton.disabled = !speaking;
     this.stopButton.hidden = !running && !speaking;
-    relabel(this.muteButton, muted ? "microphone_off" : "microphone", say(muted ? "actions.unmute" : "actions.mute"));
     this.muteButton.setAttribute("aria-pressed", String(muted));
-    if (changed) this._face.replaceChildren(icon(SHAPE[state]));
-    if (changed) {
-      this._colour = null;
-      this._move();
-    }
+    if (focus?.hidden) this.circle.focus(); // what had it is gone: the keyboard goes on from here
+    if (!changed) return;
+    this._face.replaceChildren(icon(SHAPE[state]));
+    this._colour = null;
+    this._move();
   }
 
   /** A sentence about what went wrong; null takes it away. `again`: there is something to try again. */
@@ -121,6 +126,13 @@ export class Stage {
     this.alert.hidden = !text;
     this._problem.textContent = text ?? "";
     this._retry.hidden = !again;
+    this._offerStart();
+  }
+
+  /** Unless "try again" is offered, which would be the same. */
+  _offerStart() {
+    const retry = !this.alert.hidden && !this._retry.hidden;
+    this.startButton.hidden = this._running || this.state === "saved" || retry;
   }
 
   /** The microphone's loudness. */
@@ -145,8 +157,10 @@ export class Stage {
       does.release();
     };
     // Microphones and sound need a tap that is over, so it begins with a click; holding counts from then on.
-    this.circle.addEventListener("pointerdown", () => (this._begins = !this._running));
-    this.circle.addEventListener("click", () => this._begins && does.start());
+    this.circle.addEventListener("click", (event) => {
+      if (!this._running) does.start();
+      else if (event.detail === 0) this._toggle(does); // of a screen reader or a voice, which cannot hold
+    });
     this.circle.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !this._running) return;
       this._held = event.pointerId;
@@ -156,6 +170,12 @@ export class Stage {
     this.circle.addEventListener("pointerup", up);
     this.circle.addEventListener("pointercancel", up);
     this.circle.addEventListener("contextmenu", (event) => event.preventDefault()); // a long touch is no menu here
+  }
+
+  _toggle(does) {
+    this._toggled = !this._toggled;
+    if (this._toggled) does.press();
+    else does.release();
   }
 
   _move() {

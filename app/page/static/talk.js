@@ -1,50 +1,81 @@
 // The conversation's conductor: microphone to socket, socket to speaker, both to the page.
 
 import { Announcer } from "./announcer.js";
-import { Asking, refusal } from "./asking.js";
+import { Asking, fetched } from "./asking.js";
 import { Beside } from "./beside.js";
 import { Composer } from "./composer.js";
 import { button, h } from "./dom.js";
 import * as earlier from "./earlier.js";
 import { frame } from "./frame.js";
 import { listenToKeys } from "./keys.js";
+import { Microphone } from "./microphone.js";
 import { Playing } from "./playing.js";
 import { turnsOf, zipped } from "./saved_session.js";
 import { SettingsDialog, keep, load, wishes } from "./settings.js";
 import { Connection } from "./socket.js";
-import { Sound, SoundProblem } from "./sound/devices.js";
+import { Sound } from "./sound/devices.js";
 import { Stage } from "./stage.js";
 import { Transcript } from "./transcript.js";
-import { Turns, joined } from "./turns.js";
+import { REPLY_RATE, Turns, USER_RATE, joined } from "./turns.js";
 import { say } from "./words.js";
 
-const USER_RATE = 16000;
-const REPLY_RATE = 24000;
+const IDLE_MS = 5 * 60_000; // after which a session without a microphone gives its place to others
+const OF_MICROPHONE = ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"]; // settings
 
 export class Talk {
   /** `facts`: what the server tells of itself. */
   constructor(facts) {
     this.facts = facts;
     this.settings = load(facts.limits.history);
+    const { element, banner } = this._build();
+    this.element = element;
+    this._banner = banner;
+    this._told = "listening"; // the server's state
+    this._place = 0; // in line
+    this._wait = null; // seconds until the connection is tried again
+    this._problem = ""; // of the microphone
+    this._silent = ""; // why the browser lets nothing sound
+    this._saved = null; // an opened session, {file, live}: it hides the live turns
+    this._epoch = 0; // rises when what is still being read is not wanted any more
+    this.stage.volume.value = 100 * this.settings.volume;
+    listenToKeys(this);
+    const remember = () => earlier.keep(this._saved?.live ?? this.turns.list);
+    addEventListener("pagehide", remember);
+    document.addEventListener("visibilitychange", () => document.hidden && remember()); // phones may not say more
+    const before = earlier.kept();
+    if (before.length) {
+      this.turns.restore(before);
+      this._showTurns();
+      this.transcript.note(say("transcript.earlier"));
+    }
+    this._show();
+  }
+
+  _build() {
+    const { facts } = this;
     this.connection = new Connection({
       onOpen: (again) => this._opened(again),
       onEvent: (event) => this._take(event),
       onLost: (seconds) => this._lost(seconds),
       onRefused: (why) => this._over(say("problems.refused", { why })),
-      onOver: (why, code) => this._over(code === 1013 ? say("problems.busy", { why }) : say("problems.session_over", { why })),
+      onOver: (why, code) => this._over(say(code === 1013 ? "problems.busy" : "problems.session_over", { why })),
     });
-    this.asking = new Asking(facts.limits, this.connection);
-    this.playing = new Playing(this.connection, () => this._show(), (level) => this.stage.spoke(level));
+    const send = (event) => this.connection.send(event);
     this.sound = new Sound({
-      onChunk: (pcm, level) => this._microphone(pcm, level),
+      onChunk: (pcm, level) => this._hear(pcm, level),
       onPlayback: (message) => this.playing.told(message),
       onLost: (code) => this._microphoneProblem(code === "denied" ? code : "lost"),
+      onMuted: (muted) => this.stage.problem(muted ? say("microphone.muted") : null),
+      onSuspended: (suspended) => this.stage.problem(suspended ? say("microphone.blocked") : null, suspended),
     });
+    this.microphone = new Microphone(this.sound, this.settings, send, () => this._show());
+    this.playing = new Playing(this.connection, () => this._show(), (level) => this.stage.spoke(level));
     this.playing.sound = this.sound;
-    this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
+    this.asking = new Asking(facts.limits, send);
+    this.turns = this._newTurns();
     this.stage = new Stage({
       press: () => this.press(),
-      release: () => this.release(),
+      release: () => this.microphone.release(),
       start: () => this.start(),
       end: () => this.end(),
       mute: () => this.mute(),
@@ -52,7 +83,10 @@ export class Talk {
       retry: () => this._retry(),
       volume: (share) => this._volume(share),
     });
-    this.transcript = new Transcript("orders_human" in facts.figures, { play: (turn, who) => this._replay(turn, who), choose: (turn) => this._choose(turn) });
+    this.transcript = new Transcript("orders_human" in facts.figures, {
+      play: (turn, who) => this._replay(turn, who),
+      choose: (turn) => this._choose(turn),
+    });
     this.composer = new Composer(facts.limits, facts.samples, {
       type: (text) => this.type(text),
       file: (file) => this.file(file),
@@ -60,107 +94,79 @@ export class Talk {
     });
     this.beside = new Beside(facts);
     this.announcer = new Announcer();
-    this.dialog = new SettingsDialog(this.settings, (name) => this._settingChanged(name), () => this._devices());
-    this._told = "listening"; // the server's state
-    this._place = 0; // in line
-    this._wait = null; // until the connection is tried again
-    this._running = false; // the microphone is wanted
-    this._muted = false;
-    this._pressed = false;
-    this._problem = ""; // of the microphone
-    this._silent = false; // the browser lets nothing sound
-    this._saved = null; // an opened session hides the live one
-    this.stage.volume.value = 100 * this.settings.volume;
-    const { element, banner } = frame(facts.model.name, this, {
+    const devices = () => this.sound.devices().catch(() => ({ microphones: [], speakers: [] }));
+    this.dialog = new SettingsDialog(this.settings, (name) => this._settingChanged(name), devices);
+    return frame(facts.model.name, this, {
       save: () => this.save(),
       open: (file) => this.open(file),
       clear: () => this.clear(),
       settings: () => this.dialog.open(),
     });
-    this.element = element;
-    this._banner = banner;
-    listenToKeys(this);
-    document.addEventListener("visibilitychange", () => !document.hidden && this._stayAwake());
-    addEventListener("pagehide", () => this._saved || earlier.keep(this.turns.list));
-    this._restore(earlier.kept());
-    this._show();
   }
 
   // What people do
 
   /** Begin to talk: called inside a tap or key press. */
   async start() {
-    if (this._running || this._saved) return;
-    this._running = true;
+    if (this.microphone.wanted || this._saved) return undefined;
+    if (!this.facts.model.hears) return this._microphoneProblem("deaf");
     this._problem = "";
     this.stage.problem(null);
     this.connection.open();
-    this._show();
-    try {
-      await this._unlock();
-      await this.sound.openMicrophone({ deviceId: this.settings.microphone, ...this._processing() });
-    } catch (problem) {
-      return this._microphoneProblem(problem instanceof SoundProblem ? problem.code : "unknown");
-    }
-    if (!this._running) this.sound.closeMicrophone(); // ended meanwhile
-    this._stayAwake();
-    this._show();
-    return undefined;
+    const code = await this.microphone.open(this._unlock());
+    return code ? this._microphoneProblem(code) : undefined;
   }
 
   /** Close microphone and session. What was said stays on the page. */
-  end() {
-    this._running = this._pressed = this._muted = false;
-    this.sound.closeMicrophone();
+  end(why = say("problems.ended")) {
+    this._epoch += 1;
+    clearTimeout(this._idle);
+    this.microphone.close();
     this.playing.stop();
     this.connection.close();
     this._place = 0;
     this._wait = null;
     this._told = "listening";
-    this._lock?.release().catch(() => {});
-    this._lock = null;
     this.turns.forgetConnection("cancelled");
+    const failed = this.asking.fail(this.turns, why);
     this.stage.problem(null);
     this._show();
+    return failed;
   }
 
   mute() {
-    if (!this._running) return;
-    this._muted = !this._muted;
-    this.connection.send({ type: "most.mute", on: this._muted });
-    if (this._muted) this.stage.heard(-Infinity);
-    this._show();
+    this.microphone.mute();
   }
 
   /** Silence, at once. */
   stop() {
+    this._stopReplay();
     this.playing.stop();
     this.connection.send({ type: "most.stop" });
     this._show();
   }
 
-  /** Hold to talk; before that it begins, in the same tap. */
+  /** Hold to talk; before that it begins. */
   press() {
     if (this._saved) return;
-    if (!this._running) return void this.start();
-    if (this._muted) this.mute();
+    if (!this.microphone.wanted) return void this.start();
+    this._stopReplay();
+    if (this.playing.orphaned) this.playing.stop();
     this.stage.problem(null);
-    this._pressed = true;
-    this.connection.send({ type: "most.press" });
-    this._show();
+    this.microphone.press();
   }
 
+  /** Let the key go. */
   release() {
-    if (!this._pressed) return;
-    this._pressed = false;
-    this.connection.send({ type: "most.release" });
-    this._show();
+    this.microphone.release();
   }
 
   /** Ask in writing. */
   async type(text) {
+    this._live();
+    this.asking.type(this.turns, text);
+    this._show();
     await this._unlock().catch(() => {}); // without it the answer is only text
-    this.asking.type(text);
     this._ask();
   }
 
@@ -171,102 +177,116 @@ export class Talk {
 
   /** Ask with one of the recordings that come with it. */
   sample({ file, says }) {
-    const fetched = async () => (await fetch(new URL(`../samples/${file}`, import.meta.url))).blob();
-    return this._askWith(fetched, file, says);
+    const recording = async () => (await fetched(new URL(`../samples/${file}`, import.meta.url))).blob();
+    return this._askWith(recording, file, says);
   }
 
   /** Give the conversation as a file. */
   save() {
-    const over = this.turns.list.filter((turn) => turn.reply.status && turn.reply.status !== "in_progress");
+    const name = `most-session-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.zip`;
+    if (this._saved) return download(this._saved.file, this._saved.file.name);
+    const over = this.turns.list.filter(({ reply }) => reply.status && reply.status !== "in_progress");
     if (!over.length) return this.composer.note(say("problems.save_empty"));
     const { model, versions } = this.facts;
     const { microphone, speaker, volume, ...settings } = this.settings; // devices' names are nobody's business
-    const blob = zipped(over, { model, versions, settings });
-    const link = h("a", { href: URL.createObjectURL(blob), download: `most-session-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.zip` });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    return undefined;
+    return download(zipped(over, { model, versions, settings }), name);
   }
 
   /** Look at a session of a file. */
   async open(file) {
+    const epoch = ++this._epoch;
     try {
-      const answer = await fetch(new URL("../session", import.meta.url), { method: "POST", body: file });
-      if (!answer.ok) throw new Error(await refusal(answer));
+      const answer = await fetched(new URL("../session", import.meta.url), { method: "POST", body: file });
       const given = await answer.json();
+      const restored = turnsOf(given);
+      if (epoch !== this._epoch) return;
+      const live = this._saved?.live ?? this.turns.list;
       this.end();
-      this._saved ??= { live: this.turns.list };
-      this.transcript.clear();
-      this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
-      this.turns.restore(turnsOf(given));
+      this._saved = { file, live };
+      this.turns = this._newTurns();
+      this.turns.restore(restored);
       const { turns, model, created } = given.session;
       const values = { name: file.name, count: turns.length, model: model.name, when: new Date(created).toLocaleString() };
       this._banner.replaceChildren(
         h("span", {}, say(turns.length === 1 ? "saved.one" : "saved.banner", values)),
-        button({ action: "back", label: say("actions.back"), onclick: () => this._back() }),
+        button({ action: "back", label: say("actions.back"), onclick: () => this._live() }),
       );
       this._banner.hidden = false;
-      this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
       this.composer.note("");
-      this._show();
+      this._showTurns();
     } catch (error) {
       this.composer.note(say("problems.open_failed", { name: file.name, why: error.message }));
     }
   }
 
-  /** Delete the conversation here and at the server. */
+  /** Delete the conversation here and at the server; an opened session is only put away. */
   clear() {
-    if (this.turns.list.length && !confirm(say("actions.confirm_clear"))) return;
-    const running = this._running;
-    if (this._saved) this._back();
+    if (this._saved) return this._live();
+    if (this.turns.list.length && !confirm(say("actions.confirm_clear"))) return undefined;
+    const wanted = this.microphone.wanted;
     this.end();
-    this.turns.clear();
-    this.transcript.clear();
-    this._choose(null);
-    earlier.keep(this.turns.list);
-    if (running) this.start();
+    this._stopReplay();
+    this.turns = this._newTurns();
+    this._showTurns();
+    earlier.keep([]);
+    return wanted ? this.start() : undefined;
   }
 
   // What is shown
 
   _show() {
-    const { connection, settings } = this;
-    const options = { running: this._running, muted: this._muted, speaking: this._told === "speaking" || this._told === "thinking" };
-    const values = { position: this._place, seconds: this._wait };
+    if (!this.element) return; // it is being built
+    const { connection, settings, microphone, playing } = this;
+    const busy = this._told !== "listening";
+    const options = {
+      running: microphone.wanted,
+      muted: microphone.muted,
+      holds: microphone.pressed,
+      connected: connection.wanted,
+      speaking: playing.sounds || this._told === "speaking" || this._told === "thinking",
+    };
+    const waits = microphone.wanted || this.asking.waits;
     let state = "idle";
     if (this._saved) state = "saved";
     else if (this._wait !== null) {
       state = "offline";
       if (this._wait < 1) options.hint = "offline_now";
     } else if (this._place) state = "queue";
-    else if (this._wanted && !connection.isOpen) state = "connecting";
-    else if (this.playing.paused) state = "paused";
-    else if (this._told !== "listening") state = this._told;
+    else if (waits && !connection.isOpen) state = "connecting";
+    else if (playing.paused) state = "paused";
+    else if (busy) state = this._told;
     else if (this._problem) state = "typing_only";
-    else if (!this._running) state = "idle";
+    else if (!microphone.wanted) state = "idle";
     else if (!this.sound.microphoneOpen) state = "connecting";
-    else if (this._muted) state = "muted";
+    else if (microphone.muted) state = "muted";
     else if (settings.mode === "push") state = "hold";
     else state = "listening";
-    if (state === "typing_only" && this._silent) options.hint = "typing_only_silent";
-    if (state === "speaking" && settings.mode === "push") options.hint = "speaking_hold";
-    else if (state === "speaking" && settings.half_duplex) options.hint = "speaking_half_duplex";
-    const before = this.stage.state;
-    this.stage.show(state, values, options);
-    if (state !== before) this.announcer.say(`${say(`states.${state}`)}.`);
-  }
-
-  get _wanted() {
-    return this._running || this.asking.waits;
-  }
-
-  _turnChanged(turn, gone) {
-    this.transcript.update(turn, gone);
-    if (gone) {
-      if (this.beside.turn === turn) this._choose(null);
-      return;
+    if (this._silent && (state === "idle" || state === "typing_only")) options.hint = "silent";
+    if (state === "speaking") {
+      if (!microphone.wanted || microphone.muted) options.hint = "speaking_stop";
+      else if (settings.mode === "push") options.hint = "speaking_hold";
+      else if (settings.half_duplex) options.hint = "speaking_half_duplex";
     }
-    if (turn.timings && (!this.beside.turn || turn.number >= this.beside.turn.number)) this._choose(turn);
+    const before = this.stage.state;
+    this.stage.show(state, { position: this._place, seconds: this._wait }, options);
+    if (state !== before) this.announcer.state(`${say(`states.${state}`)}.`);
+  }
+
+  _newTurns() {
+    return new Turns((turn, gone) => {
+      this.transcript.update(turn, gone);
+      if (gone && this.beside.turn === turn) this._choose(null);
+      if (gone || !turn.timings) return;
+      if (!this.beside.turn || turn.number >= this.beside.turn.number) this._choose(turn);
+    });
+  }
+
+  /** All turns anew. */
+  _showTurns() {
+    this.transcript.clear();
+    this.transcript.fill(this.turns.list);
+    this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
+    this._show();
   }
 
   _choose(turn) {
@@ -274,48 +294,51 @@ export class Talk {
     this.transcript.mark(turn);
   }
 
-  _back() {
-    this.transcript.clear();
-    this.turns = new Turns((turn, gone) => this._turnChanged(turn, gone));
-    for (const turn of this._saved.live) {
-      this.turns.list.push(turn);
-      this.transcript.update(turn, false);
-    }
+  /** Back from an opened session to the conversation itself. */
+  _live() {
+    if (!this._saved) return;
+    this._stopReplay();
+    this.turns = this._newTurns();
+    this.turns.list = this._saved.live;
     this._saved = null;
     this._banner.hidden = true;
-    this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
-    this._show();
+    this._showTurns();
   }
 
   // Asking
 
-  async _askWith(fetched, file, name) {
+  async _askWith(recording, file, name) {
     const unlocked = this._unlock().catch(() => {}); // at once, while the tap counts
+    const epoch = this._epoch;
     this.composer.note(say("compose.reading", { name: file }));
     try {
-      const pcm = await this.asking.read(await fetched(), file);
+      const pcm = await this.asking.read(await recording(), file);
       await unlocked;
-      this.asking.give(pcm, name);
+      this.composer.note("");
+      if (epoch !== this._epoch) return; // cleared, ended, or another session opened meanwhile
+      this._live();
+      this.asking.give(this.turns, pcm, name);
       this._ask();
     } catch (error) {
       this.composer.note(say("compose.file_failed", { name: file, why: error.message }));
     }
   }
 
+  /** Send what waits; a reply that is still being made or said gives way to the person's new question. */
   _ask() {
-    if (this._saved) this._back();
+    if (!this.asking.waits) return;
+    clearTimeout(this._idle);
     this.composer.note("");
     this.connection.open();
-    if (this.connection.isOpen && !this._place) this._send();
+    if (this.connection.isOpen && !this._place && (this.asking.unanswered || this._told !== "listening")) this.stop();
+    this._sendNext();
     this._show();
   }
 
-  _send() {
-    if (!this.asking.waits) return;
-    if (this._told !== "listening") {
-      this.stop(); // what is being said now ends with the new question
+  _sendNext() {
+    if (this.connection.isOpen && !this._place && this.asking.waits && !this.asking.unanswered) {
+      this.asking.sendNext(this.turns);
     }
-    this.asking.sendAll(this.turns);
   }
 
   /** Let the page sound: call it inside a tap or key press. Where that cannot be, answers are only text. */
@@ -323,14 +346,26 @@ export class Talk {
     const before = this._silent;
     try {
       await this.sound.unlock();
-      this._silent = false;
+      this._silent = "";
       this._volume(this.settings.volume);
-      if (this.settings.speaker && Sound.canChooseSpeaker) await this.sound.setSpeaker(this.settings.speaker).catch(() => {}); // unplugged: the usual one
+      await this._chooseSpeaker();
     } catch (problem) {
-      this._silent = true;
+      this._silent = problem.code ?? "unknown";
       throw problem;
     } finally {
       if (this._silent !== before) this.connection.send(this._wishes());
+      this._show();
+    }
+  }
+
+  async _chooseSpeaker() {
+    const { speaker } = this.settings;
+    if (!Sound.canChooseSpeaker || speaker === (this._speaker ?? "")) return;
+    try {
+      await this.sound.setSpeaker(speaker);
+      this._speaker = speaker;
+    } catch {
+      this.stage.problem(say("problems.speaker"));
     }
   }
 
@@ -347,17 +382,21 @@ export class Talk {
     this.playing.begin(this.turns);
     if (again) this.transcript.note(say("transcript.restored"));
     this.connection.send(this._wishes());
-    if (this._muted) this.connection.send({ type: "most.mute", on: true });
     this._remind();
+    this.microphone.tellAgain();
+    this._sendNext();
     this._show();
   }
 
   /** A new session knows nothing of what was said before: tell it as much as it would remember. */
   _remind() {
-    const known = this.turns.list.filter((turn) => turn.user.text && turn.reply.text).slice(-this.settings.history || Infinity);
-    for (const { user, reply } of known) {
-      const put = (role, type, text) =>
-        this.connection.send({ type: "conversation.item.create", item: { type: "message", role, content: [{ type, text: text.slice(0, this.facts.limits.characters) }] } });
+    const { history } = this.settings;
+    const known = this.turns.list.filter(({ user, reply }) => user.text && reply.text);
+    const put = (role, type, text) => {
+      const part = { type, text: text.slice(0, this.facts.limits.characters) };
+      this.connection.send({ type: "conversation.item.create", item: { type: "message", role, content: [part] } });
+    };
+    for (const { user, reply } of history ? known.slice(-history) : []) {
       put("user", "input_text", user.text);
       put("assistant", "output_text", reply.text);
     }
@@ -371,7 +410,6 @@ export class Talk {
       earlier.keep(this.turns.list);
     }
     this._told = "listening";
-    this._pressed = false;
     this._place = 0;
     this._wait = Math.ceil(seconds);
     clearInterval(this._countdown);
@@ -383,91 +421,115 @@ export class Talk {
     this._show();
   }
 
+  /** The server ended it, or lets nobody in. */
   _over(why) {
-    this.end();
-    this.asking.failAll(this.turns, why);
-    this._again = () => this.start();
-    this.stage.problem(why, true);
+    const talked = this.microphone.wanted;
+    const failed = this.end(why);
+    this._again = talked ? () => this.start() : null;
+    if (!talked && failed.length) {
+      this._again = () => {
+        this.asking.again(this.turns, failed);
+        this._ask();
+      };
+    }
+    this.stage.problem(why, Boolean(this._again));
     this._show();
   }
 
   _take(event) {
+    this.turns.take(event);
     switch (event.type) {
       case "session.created":
         this._place = 0;
-        this._send();
-        this._show();
+        this.stage.problem(null); // of the connection before
+        this._sendNext();
         break;
       case "most.queue":
         this._place = event.position;
-        this._show();
         break;
       case "most.state":
         this._told = event.state;
-        this._show();
+        if (event.state === "listening") this._sendNext();
         break;
       case "most.vad":
-        this.stage.threshold(event.threshold_db);
+        return this.stage.threshold(event.threshold_db);
+      case "input_audio_buffer.speech_started":
+        this._stopReplay();
+        if (this.playing.orphaned) this.playing.stop();
         break;
       case "most.playback":
-        this.playing.obey(event);
-        break;
-      case "most.notice":
-        this.announcer.say(event.message);
-        if (event.code === "too_short" && this.settings.mode === "push") this.stage.problem(say("problems.too_quick"));
-        break;
+        this._stopReplay();
+        return this.playing.obey(event);
       case "response.output_audio.delta":
         return this.playing.take(event);
       case "response.output_audio.done":
-        this.playing.allSent(event);
-        break;
+        return this.playing.allSent(event);
+      case "conversation.item.input_audio_transcription.completed":
+        return this.announcer.say(say("transcript.live_you", { text: event.transcript }));
+      case "response.done":
+        return this._answered(event);
+      case "most.notice":
+        if (event.code === "too_short") this.stage.problem(say("problems.too_quick"));
+        return this.announcer.say(event.message);
       case "error":
-        this._refused(event.error);
-        break;
+        return this._refused(event.error);
       default:
+        return undefined;
     }
-    this.turns.take(event);
-    if (event.type === "conversation.item.input_audio_transcription.completed") this.announcer.say(say("transcript.live_you", { text: event.transcript }));
-    if (event.type === "response.done") {
-      const turn = this.turns.byServer(event.turn_id);
-      if (turn?.reply.text) this.announcer.say(say("transcript.live_most", { text: turn.reply.text }));
-      earlier.keep(this.turns.list);
-    }
-    return undefined;
+    return this._show();
+  }
+
+  _answered(event) {
+    const turn = this.turns.byServer(event.turn_id);
+    if (turn?.reply.text) this.announcer.say(say("transcript.live_most", { text: turn.reply.text }));
+    this.asking.answered(event.response);
+    if (this._told === "listening") this._sendNext();
+    earlier.keep(this.turns.list);
+    clearTimeout(this._idle);
+    if (!this.microphone.wanted) this._idle = setTimeout(() => this.microphone.wanted || this.end(), IDLE_MS);
   }
 
   _refused(error) {
-    const turn = this.asking.of(error.event_id);
-    if (turn) this.turns.fail(turn, error.message);
-    else if (error.code !== "session_ended" && error.code !== "response_cancel_not_active") {
+    const turn = this.asking.refused(error.event_id);
+    if (turn) {
+      this.turns.fail(turn, error.message);
+      this._sendNext();
+    } else if (error.code !== "session_ended" && error.code !== "response_cancel_not_active") {
       this.stage.problem(say("problems.server", { why: error.message }));
     }
   }
 
   // Sound
 
-  _processing() {
-    const { echoCancellation, noiseSuppression, autoGainControl } = this.settings;
-    return { echoCancellation, noiseSuppression, autoGainControl };
-  }
-
-  _microphone(pcm, level) {
-    if (this._muted || (this.settings.mode === "push" && !this._pressed)) {
-      this.stage.heard(-Infinity);
-      return;
-    }
-    this.stage.heard(level);
-    if (!this._place) this.connection.sendSound(pcm);
+  _hear(pcm, level) {
+    // A replay would be heard as a question; while in line nobody listens.
+    const heard = this.microphone.speaks && !this._replaying && !this._place;
+    this.stage.heard(heard ? level : -Infinity);
+    if (heard) this.connection.sendSound(pcm);
   }
 
   async _replay(turn, who) {
+    this._stopReplay();
+    if (!turn) return;
+    try {
+      await this._unlock();
+    } catch (problem) {
+      this.stage.problem(say(`microphone.${problem.code ?? "unknown"}`));
+      return;
+    }
+    const { user, reply } = turn;
+    const replaying =
+      who === "user"
+        ? this.sound.replay(user.sound, USER_RATE)
+        : this.sound.replay(joined(Int16Array, reply.sound), REPLY_RATE);
+    this._replaying = replaying;
+    await replaying.ended;
+    if (this._replaying === replaying) this._replaying = null;
+  }
+
+  _stopReplay() {
     this._replaying?.stop();
     this._replaying = null;
-    if (!turn) return;
-    await this._unlock();
-    const { user, reply } = turn;
-    this._replaying = who === "user" ? this.sound.replay(user.sound, USER_RATE) : this.sound.replay(joined(reply.sound), REPLY_RATE);
-    await this._replaying.ended;
   }
 
   _volume(share) {
@@ -477,46 +539,34 @@ export class Talk {
   }
 
   _microphoneProblem(code) {
-    this.sound.closeMicrophone();
-    this._running = this._pressed = this._muted = false;
+    this.microphone.close();
     this._problem = code;
     this._again = () => this.start();
-    this.stage.problem(say(`microphone.${code}`), true);
+    const told = say(`microphone.${code}`);
+    this.stage.problem(told, code !== "deaf");
+    this.announcer.say(told);
     this._show();
   }
 
   _retry() {
     this.stage.problem(null);
-    this._again?.();
-  }
-
-  async _devices() {
-    return this.sound.devices().catch(() => ({ microphones: [], speakers: [] }));
+    const again = this._again ?? (() => this._unlock().catch(() => {}));
+    this._again = null;
+    again();
   }
 
   async _settingChanged(name) {
-    const reopen = ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"];
-    if (name === "speaker") await this._unlock().catch((problem) => this._microphoneProblem(problem.code ?? "unknown"));
-    else if (reopen.includes(name)) {
-      if (!this.sound.microphoneOpen) return;
-      this.sound.closeMicrophone();
-      await this.sound.openMicrophone({ deviceId: this.settings.microphone, ...this._processing() }).catch((problem) => this._microphoneProblem(problem.code ?? "unknown"));
+    if (name === "speaker") await this._chooseSpeaker();
+    else if (OF_MICROPHONE.includes(name)) {
+      const code = await this.microphone.reopen();
+      if (code) this._microphoneProblem(code);
     } else this.connection.send(this._wishes());
     this._show();
   }
+}
 
-  async _stayAwake() {
-    if (!this._running || this._lock || !navigator.wakeLock) return;
-    this._lock = await navigator.wakeLock.request("screen").catch(() => null);
-    this._lock?.addEventListener("release", () => {
-      this._lock = null;
-    });
-  }
-
-  _restore(turns) {
-    if (!turns.length) return;
-    this.turns.restore(turns);
-    this.transcript.note(say("transcript.earlier"));
-    this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
-  }
+function download(blob, name) {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

@@ -3,6 +3,7 @@
 import { button, h, relabel } from "./dom.js";
 import { say } from "./words.js";
 
+const NEAR_PX = 80; // from its end, one follows the conversation
 const UNSURE = 0.6; // below this confidence a word is marked
 const plain = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}' ]+/gu, " ").split(/\s+/).filter(Boolean);
 const percent = (share) => Math.round(100 * share);
@@ -25,7 +26,18 @@ export class Transcript {
 
   /** A turn is new or different, or gone. */
   update(turn, gone) {
-    const following = this._atEnd();
+    const following = this._following();
+    this._show(turn, gone);
+    if (following) this._follow();
+  }
+
+  /** Many turns at once. */
+  fill(turns) {
+    for (const turn of turns) this._show(turn, false);
+    this._follow();
+  }
+
+  _show(turn, gone) {
     let entry = this._entries.get(turn);
     if (gone) {
       entry?.element.remove();
@@ -39,7 +51,6 @@ export class Transcript {
       this._fill(entry, turn);
     }
     this.empty.hidden = this._entries.size > 0;
-    if (following) this.element.scrollTop = this.element.scrollHeight;
   }
 
   clear() {
@@ -51,7 +62,7 @@ export class Transcript {
   /** A line between the turns. */
   note(text) {
     this.list.append(h("li", { class: "note" }, text));
-    this.element.scrollTop = this.element.scrollHeight;
+    this._follow();
   }
 
   /** Which turn is looked at. */
@@ -59,9 +70,17 @@ export class Transcript {
     for (const [other, entry] of this._entries) entry.element.toggleAttribute("data-chosen", other === turn);
   }
 
-  _atEnd() {
+  /** Whether the end is in sight: who reads further up is not torn away. */
+  _following() {
     const { scrollTop, scrollHeight, clientHeight } = this.element;
-    return scrollHeight - scrollTop - clientHeight < 80;
+    if (scrollHeight > clientHeight) return scrollHeight - scrollTop - clientHeight < NEAR_PX;
+    const last = this.list.lastElementChild; // on phones the whole page scrolls
+    return !last || last.getBoundingClientRect().top < innerHeight;
+  }
+
+  _follow() {
+    this.element.scrollTop = this.element.scrollHeight;
+    this.list.lastElementChild?.scrollIntoView({ block: "nearest" });
   }
 
   _entry(turn) {
@@ -122,9 +141,12 @@ export class Transcript {
     if (again) return this._does.play(null);
     this._playing = element;
     relabel(element, "stop", say("actions.stop_playing"));
-    await this._does.play(turn, who);
-    relabel(element, "play", label);
-    if (this._playing === element) this._playing = null;
+    try {
+      await this._does.play(turn, who);
+    } finally {
+      relabel(element, "play", label);
+      if (this._playing === element) this._playing = null;
+    }
     return undefined;
   }
 }
@@ -141,7 +163,7 @@ function heardText(user, status) {
   return shown.flatMap((text, i) => {
     const { confidence } = user.words[i];
     const gap = i ? " " : "";
-    if (confidence >= UNSURE) return [gap + text];
+    if (confidence === null || confidence >= UNSURE) return [gap + text];
     return [gap, h("span", { class: "unsure", title: say("transcript.word_sure", { percent: percent(confidence) }) }, text)];
   });
 }

@@ -8,7 +8,9 @@ export function bytesOf(base64) {
   return bytes;
 }
 
-const REPLY_RATE = 24000;
+export const USER_RATE = 16000;
+export const REPLY_RATE = 24000;
+export const TABLES = ["tokens", "routing", "layers"]; // of a trace
 
 /**
  * A turn: {number, kind, at, user, reply, timings, tables, seed, live}.
@@ -21,7 +23,8 @@ function blank(number, kind) {
     number,
     kind,
     at: new Date().toISOString(),
-    live: true,
+    live: true, // of this connection
+    waiting: false, // to be sent
     user: { text: "", partial: false, words: [], confidence: null, sound: null, file: null },
     reply: { text: "", status: "", why: "", sound: [], sound_ms: 0, played_ms: 0, cut: false, confidence: null },
     timings: null,
@@ -44,10 +47,12 @@ export class Turns {
     this._responses = new Map();
     this._numbers = new Map(); // the server's turn_id to ours
     this._asked = null; // the newest thing that the user said
+    this._pieces = new Map(); // of what most.record brings, by turn
     if (this.pending?.user.text) this.pending.user.partial = false;
     else if (this.pending) this._remove(this.pending);
     this.pending = null; // who is speaking now
     for (const turn of this.list) {
+      if (turn.waiting) continue;
       if (turn.live && (turn.reply.status === "in_progress" || turn.reply.status === "")) {
         turn.reply.status = status;
         this._changed(turn, false);
@@ -62,7 +67,7 @@ export class Turns {
     this.forgetConnection();
   }
 
-  /** Show turns that are over: of a file, or of before. */
+  /** Turns that are over: of a file, or of before. */
   restore(turns) {
     for (const given of turns) {
       const turn = blank(this.list.length + 1, given.kind);
@@ -70,24 +75,38 @@ export class Turns {
       turn.user = { ...blank(0).user, ...given.user };
       turn.reply = { ...blank(0).reply, ...given.reply };
       this.list.push(turn);
-      this._changed(turn, false);
     }
   }
 
-  /** The user typed, or gave a file, as the item of this name. */
-  add(kind, item, { text = "", file = null, sound = null }) {
+  /** The user typed, or gave a file: it waits to be sent. */
+  add(kind, { text = "", file = null }) {
     const turn = this._append(kind);
-    turn.user = { ...turn.user, text, file, sound, partial: kind === "file" };
-    this._items.set(item, turn);
-    this._asked = turn;
+    turn.waiting = true;
+    turn.user = { ...turn.user, text, file, partial: kind === "file" };
     this._changed(turn, false);
     return turn;
   }
 
-  /** A turn came to nothing because of `why`. */
+  /** What waited was sent as the item of this name. */
+  sent(turn, item) {
+    turn.waiting = false;
+    turn.live = true;
+    this._items.set(item, turn);
+    this._asked = turn;
+  }
+
+  /** A turn came to nothing because of `why`: the first reason counts. */
   fail(turn, why) {
+    if (turn.reply.status === "failed") return;
     Object.assign(turn.reply, { status: "failed", why });
-    turn.user.partial = false;
+    turn.waiting = turn.user.partial = false;
+    this._changed(turn, false);
+  }
+
+  /** What failed is to be sent after all. */
+  wait(turn) {
+    Object.assign(turn.reply, { status: "", why: "" });
+    turn.waiting = true;
     this._changed(turn, false);
   }
 
@@ -135,13 +154,16 @@ export class Turns {
         });
       case "conversation.item.deleted":
         return this._deleted(event.item_id);
-      case "response.created":
-        if (!this._asked) return undefined;
-        this._numbers.set(event.turn_id, this._asked);
-        this._responses.set(event.response.id, this._asked);
-        return this._change(this._asked, (turn) => {
+      case "response.created": {
+        // Of a question that was sent it names the item; else it answers what was said last.
+        const asked = this._items.get(event.response.metadata?.item) ?? this._asked;
+        if (!asked) return undefined;
+        this._numbers.set(event.turn_id, asked);
+        this._responses.set(event.response.id, asked);
+        return this._change(asked, (turn) => {
           turn.reply.status = "in_progress";
         });
+      }
       case "response.output_item.added":
         return void this._items.set(event.item.id, this._responses.get(event.response_id));
       case "response.output_audio_transcript.delta":
@@ -163,14 +185,13 @@ export class Turns {
         return this._change(this._numbers.get(event.turn_id), (turn) => {
           turn.timings = { stages: event.stages, total_ms: event.total_ms };
         });
+      case "most.record.piece": {
+        const pieces = this._pieces.get(event.turn_id) ?? {};
+        (pieces[event.of] ??= []).push(bytesOf(event.data));
+        return void this._pieces.set(event.turn_id, pieces);
+      }
       case "most.record":
-        return this._change(this._numbers.get(event.turn_id), (turn) => {
-          turn.seed = event.seed;
-          if (event.user) turn.user.sound = new Int16Array(bytesOf(event.user).buffer);
-          turn.tables = event.tables && Object.fromEntries(
-            Object.entries(event.tables).map(([name, data]) => [name, bytesOf(data)]),
-          );
-        });
+        return this._recorded(event);
       case "conversation.item.truncated":
         return this._change(this._items.get(event.item_id), (turn) => {
           this.played(turn, event.audio_end_ms);
@@ -212,6 +233,16 @@ export class Turns {
     if (this._asked === turn) this._asked = null;
   }
 
+  _recorded(event) {
+    const pieces = this._pieces.get(event.turn_id);
+    this._pieces.delete(event.turn_id);
+    this._change(this._numbers.get(event.turn_id), (turn) => {
+      turn.seed = event.seed;
+      if (event.user) turn.user.sound = new Int16Array(joined(Uint8Array, pieces.user).buffer);
+      if (event.tables) turn.tables = Object.fromEntries(TABLES.map((name) => [name, joined(Uint8Array, pieces[name])]));
+    });
+  }
+
   _done(event) {
     this._change(this._numbers.get(event.turn_id), (turn) => {
       const { status, status_details: details } = event.response;
@@ -241,12 +272,13 @@ export class Turns {
 
 /** How sure the ears are of what they heard, 0 to 1; null if they say nothing of it. */
 export function meanConfidence(words) {
-  return words.length ? words.reduce((sum, word) => sum + word.confidence, 0) / words.length : null;
+  const known = words.filter((word) => word.confidence !== null);
+  return known.length ? known.reduce((sum, word) => sum + word.confidence, 0) / known.length : null;
 }
 
-/** All pieces of a reply's sound as one. */
-export function joined(pieces) {
-  const whole = new Int16Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
+/** Pieces of a kind, such as Int16Array, as one. */
+export function joined(Kind, pieces) {
+  const whole = new Kind(pieces.reduce((sum, piece) => sum + piece.length, 0));
   let at = 0;
   for (const piece of pieces) {
     whole.set(piece, at);
