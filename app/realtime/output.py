@@ -17,6 +17,7 @@ from app.realtime.session_settings import Refused, SessionSettings
 from app.vad import SAMPLE_RATE
 
 PIECE_S = 0.2  # of sound in one event
+PIECE_BYTES = 24_000  # of a record in one event, which slow links take in time; thirds, so that joined base64 is base64
 NOTICES = {
     "too short": "The key was held too briefly: hold it while you speak.",
     "muted": "The microphone is muted.",
@@ -160,20 +161,20 @@ class RealtimeOutput:
         if ended.reply is not None:
             self.ours("most.reply", ended.turn, **_told(ended.reply))
         if reply.recorded:
-            self.ours("most.record", ended.turn, **self._record(reply, ended))
+            self._send_record(reply, ended)
         self.metrics.turns.labels(ended.status).inc()
         self.event("response.done", response=self._response(reply, ended.status, ended), turn_id=ended.turn)
 
-    def _record(self, reply: ToldReply, ended: talk.ReplyEnded) -> dict[str, Any]:
+    def _send_record(self, reply: ToldReply, ended: talk.ReplyEnded) -> None:
         """What a client keeps of a turn beside what it saw and played: the sound that was heard, and the trace."""
         heard = self.conversation.items.get(reply.hears)
-        sound = None if heard is None or heard.sound is None else to_pcm16(heard.sound)
-        return {
-            "seed": reply.seed,
-            "user": None if sound is None else base64.b64encode(sound).decode("ascii"),
-            "tables": ended.tables
-            and {name: base64.b64encode(data).decode("ascii") for name, data in ended.tables.items()},
-        }
+        sound = b"" if heard is None or heard.sound is None else to_pcm16(heard.sound)
+        tables = ended.tables or {}
+        for name, data in {"user": sound, **tables}.items():
+            for start in range(0, len(data), PIECE_BYTES):
+                piece = base64.b64encode(data[start : start + PIECE_BYTES]).decode("ascii")
+                self.ours("most.record.piece", ended.turn, of=name, data=piece)
+        self.ours("most.record", ended.turn, seed=reply.seed, user=bool(sound), tables=bool(tables))
 
     def _response(self, reply: ToldReply, status: str, ended: talk.ReplyEnded | None = None) -> dict[str, Any]:
         details: dict[str, Any] | None = None

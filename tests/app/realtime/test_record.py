@@ -1,6 +1,7 @@
 """What a client that keeps a conversation gets with each reply: the sound that was heard, and the trace as files."""
 
 import base64
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from realtime_client import Client, Watched
 
 import most_core
 from app.audio import Resampler, from_pcm16, to_pcm16
+from app.realtime.output import PIECE_BYTES
 from most_core import Done, GenerationSettings, MostConfig
 from most_core.trace import RoutingTrace
 from most_core.trace_rows import PER_TOKEN
@@ -58,8 +60,29 @@ def equal(one, other):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-def read(event):
-    return RoutingTrace.from_bytes({name: base64.b64decode(data) for name, data in event["tables"].items()})
+def record(client):
+    """The one record that came, and its parts joined: each in order, none mixed with another, all before it."""
+    (event,) = client.of("most.record")
+    pieces = client.of("most.record.piece")
+    parts, sizes = {}, {}
+    for piece in pieces:
+        name, data = piece["of"], base64.b64decode(piece["data"], validate=True)
+        assert name not in parts or name == next(reversed(parts))
+        parts[name] = parts.get(name, b"") + data
+        sizes.setdefault(name, []).append(len(data))
+        assert len(json.dumps(piece)) < 33_000
+    for of_one in sizes.values():
+        assert set(of_one[:-1]) <= {PIECE_BYTES}
+        assert 0 < of_one[-1] <= PIECE_BYTES
+    assert {piece["turn_id"] for piece in pieces} <= {event["turn_id"]}
+    assert all(piece["sequence"] < event["sequence"] for piece in pieces)
+    expected = ["user"] * event["user"] + ["tokens", "routing", "layers"] * event["tables"]
+    assert list(parts) == expected
+    return event, parts
+
+
+def trace_of(parts):
+    return RoutingTrace.from_bytes({name: parts[name] for name in ("tokens", "routing", "layers")})
 
 
 def test_a_spoken_turn_brings_its_sound_and_its_trace_and_no_deltas(talk):
@@ -70,16 +93,18 @@ def test_a_spoken_turn_brings_its_sound_and_its_trace_and_no_deltas(talk):
     client.hear(bytes(24_000), said, bytes(72_000))
     finished(client)
     client.send("most.stop")
-    (event,) = client.of("most.record")
-    kinds = [kind for kind in client.kinds() if kind in ("most.reply", "most.record", "response.done")]
-    assert kinds == ["most.reply", "most.record", "response.done"]
+    event, parts = record(client)
+    known = ("most.reply", "most.record.piece", "most.record", "response.done")
+    kinds = [kind for kind in client.kinds() if kind in known]
+    assert list(dict.fromkeys(kinds)) == list(known)
+    assert kinds[-2:] == ["most.record", "response.done"]
     assert (event["turn_id"], event["seed"]) == (1, 5)
     assert "most.routing.delta" not in client.kinds()
-    trace = read(event)
+    trace = trace_of(parts)
     equal(trace, replies[-1].trace)
     assert trace.model_hash == client.session.conversation.engine.most.model_hash
     assert trace.seed == 5
-    heard = from_pcm16(base64.b64decode(event["user"]))
+    heard = from_pcm16(parts["user"])
     assert 0.6 * len(wave) < len(heard) < 1.2 * len(wave) + RATE
     shift = np.argmax(np.correlate(heard, wave[RATE // 2 : RATE], "valid"))
     piece = heard[shift : shift + RATE // 2]
@@ -92,9 +117,26 @@ def test_a_typed_turn_has_no_sound_but_a_trace(talk):
     client.write("What is the capital of Wales?")
     client.send("response.create")
     finished(client)
-    (event,) = client.of("most.record")
-    assert event["user"] is None
-    equal(read(event), replies[-1].trace)
+    event, parts = record(client)
+    assert event["user"] is False
+    equal(trace_of(parts), replies[-1].trace)
+
+
+def test_a_long_sound_comes_in_pieces_that_are_its_whole(talk):
+    client, _ = talk
+    seconds = 5
+    wave = np.random.default_rng(3).uniform(-0.1, 0.1, seconds * 24_000).astype(np.float32)
+    client.update(output_modalities=["text"], audio={"input": {"turn_detection": None}})
+    client.hear(to_pcm16(wave))
+    client.send("input_audio_buffer.commit")
+    client.send("response.create")
+    finished(client)
+    _, parts = record(client)
+    (item,) = [item for item in client.session.conversation.items.values() if item.role == "user"]
+    assert parts["user"] == to_pcm16(item.sound)
+    pieces = [piece["data"] for piece in client.of("most.record.piece") if piece["of"] == "user"]
+    assert len(pieces) == -(-len(parts["user"]) // PIECE_BYTES) > 5
+    assert base64.b64decode("".join(pieces), validate=True) == parts["user"]
 
 
 def test_whoever_wants_deltas_too_gets_both_and_whoever_wants_neither_none(talk):
@@ -110,7 +152,7 @@ def test_whoever_wants_deltas_too_gets_both_and_whoever_wants_neither_none(talk)
     client.write("What is the capital of France?")
     client.send("response.create")
     finished(client, times=2)
-    assert not [e for e in client.events[before:] if e["type"] in ("most.record", "most.routing.delta")]
+    assert not [e for e in client.events[before:] if e["type"].startswith(("most.record", "most.routing"))]
 
 
 def test_a_reply_that_is_cut_off_has_no_tables(talk):
@@ -119,8 +161,8 @@ def test_a_reply_that_is_cut_off_has_no_tables(talk):
     client.send("response.create")
     client.settle(until=lambda: "response.created" in client.kinds(), seconds=60)
     client.send("response.cancel")
-    (event,) = client.of("most.record")
-    assert event["tables"] is None
+    event, _ = record(client)
+    assert event["tables"] is False
     assert client.of("response.done")[0]["response"]["status"] == "cancelled"
 
 
@@ -135,9 +177,9 @@ def test_a_model_without_experts_records_sound_alone(babble, monkeypatch):
     client.update(most={"record": True})
     client.hear(bytes(24_000), babble(1), bytes(72_000))
     finished(client)
-    (event,) = client.of("most.record")
-    assert event["tables"] is None
-    assert event["user"]
+    event, _ = record(client)
+    assert event["tables"] is False
+    assert event["user"] is True
     client.session.close()
     client.drain()
     engine.close()
