@@ -20,12 +20,15 @@ EAR = """(() => {
     process([[heard]]) { this.port.postMessage(heard ? heard.slice() : new Float32Array(128)); return true; }
   })`;
   const connect = AudioNode.prototype.connect, ears = new Map();
-  const ear = (globalThis.testEar = { rate: 0, pieces: [] });
+  const ear = (globalThis.testEar = { rate: 0, pieces: [], began: 0 });
   async function listen(context) {
     await context.audioWorklet.addModule(URL.createObjectURL(new Blob([worklet], { type: "text/javascript" })));
     const node = new AudioWorkletNode(context, "test-ear", { channelCount: 1, channelCountMode: "explicit" });
     connect.call(node, context.destination);
-    node.port.onmessage = ({ data }) => ear.pieces.push(data);
+    node.port.onmessage = ({ data }) => {
+      ear.began ||= performance.now();
+      ear.pieces.push(data);
+    };
     ear.rate = context.sampleRate;
     return node;
   }

@@ -148,6 +148,45 @@ def test_a_turns_times_add_up(browser_for, app_url):
         assert {"text", "vocoder"} <= {name for name, _ in stages}
 
 
+def test_quick_questions_are_answered_one_after_the_other(browser_for, app_url):
+    with browser_for(microphone=False) as page:
+        talk = TalkPage(page, app_url, voice=False)
+        talk.ask(QUESTION)  # before there is a connection
+        talk.ask("What day comes after Monday?")
+        assert [turn["you"] for turn in talk.turns()] == [QUESTION, "What day comes after Monday?"]
+        talk.wait_turns(2)
+        assert [turn["most"] for turn in talk.turns()] == [ANSWER, "Tuesday comes after Monday."]
+
+
+def test_a_typed_question_ends_a_reply_that_is_still_said(browser_for, app_url):
+    with browser_for(microphone=False) as page:
+        talk = TalkPage(page, app_url)
+        talk.ask("How do you spell lemon?")
+        talk.wait_state("speaking")
+        talk.ask(QUESTION)
+        talk.wait_turns(2)
+        first, second = talk.turns()
+        assert "interrupted after" in first["facts"]
+        assert second["most"] == ANSWER
+
+
+def test_what_waits_is_given_up_when_the_conversation_is_ended(browser_for, app_url):
+    with browser_for(microphone=False) as page:
+        talk = TalkPage(page, app_url)
+        talk.ask(QUESTION)
+        talk.wait_turns(1)
+        page.context.set_offline(True)
+        talk.wait_state("offline")
+        talk.ask("What day comes after Monday?")
+        talk.press("end")
+        talk.wait_state("idle")
+        assert "ended before this was asked" in talk.turns()[1]["facts"]
+        page.context.set_offline(False)
+        talk.ask("What is the opposite of hot?")
+        talk.wait_turns(3)
+        assert [turn["most"] for turn in talk.turns()] == [ANSWER, "", "The opposite of hot is cold."]
+
+
 def test_two_tabs_talk_at_once(browser_for, app_url):
     with browser_for(microphone=False) as page:
         first, second = TalkPage(page, app_url), TalkPage(page.context.new_page(), app_url)
@@ -222,6 +261,8 @@ def test_a_browser_that_lets_nothing_sound_still_shows_answers(browser_for, app_
         talk.press("start")
         talk.wait_state("typing_only")
         assert "blocks sound" in talk.problem()
+        talk.press("dismiss")
+        assert page.locator('[data-action="start"]').is_visible()
         talk.ask(QUESTION)
         talk.wait_turns(1)
         assert talk.turns()[0]["most"] == ANSWER

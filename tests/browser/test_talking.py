@@ -77,8 +77,7 @@ def test_it_is_heard_too(conversation):
     encoder = most_core.load("assets/nano").encoder
     heard = [word.text.lower() for word in encoder.words(sound[: 8 * SAMPLE_RATE])]
     assert np.abs(sound).max() > 0.05
-    assert "latte" in heard
-    assert heard[-2:] == ["coming", "up"]
+    assert heard[-2:] == ["coming", "up"], heard
 
 
 def test_what_is_said_is_shown_while_it_is_said(conversation):
@@ -87,9 +86,12 @@ def test_what_is_said_is_shown_while_it_is_said(conversation):
     assert any("latte" in text.lower() or "have" in text.lower() for text in partial), partial
 
 
-def test_every_state_is_shown(conversation):
+def test_states_follow_the_conversation(conversation):
     _, _, seen = conversation
-    assert {"listening", "hearing", "speaking"} <= {state for state, _ in seen}
+    states = [state for state, _ in seen]
+    once = [state for state, before in zip(states, ["", *states], strict=False) if state != before]
+    once = [state for state in once if state != "thinking"]  # too short to be seen where replies are quick
+    assert once[once.index("listening") :][:4] == ["listening", "hearing", "speaking", "listening"]
 
 
 def test_speech_over_a_reply_stops_it_and_is_answered(conversation):
@@ -116,7 +118,6 @@ def test_push_to_talk_hears_only_while_the_key_is_held(browser_for, microphone_w
         talk = TalkPage(page, app_url, mode="push")
         talk.press("start")
         talk.wait_state("hold")
-        page.evaluate("document.activeElement.blur()")
         page.wait_for_timeout(1000 * (times[1][0] - 0.5))
         assert talk.turns() == []
         page.keyboard.down("Space")
@@ -168,9 +169,12 @@ def test_esc_silences_a_reply_at_once(browser_for, microphone_wav, app_url):
         talk.press("start")
         talk.wait_state("speaking")
         page.wait_for_timeout(500)
+        page.evaluate("addEventListener('keydown', () => (globalThis.pressedAt = performance.now()), true)")
         page.keyboard.press("Escape")
         talk.wait_turns(1)
         page.wait_for_timeout(1500)
         assert "interrupted after" in talk.turns()[0]["facts"]
         sound = np.flatnonzero(np.abs(talk.heard()) > 0.003)
-        assert 0.2 < (sound[-1] - sound[0]) / SAMPLE_RATE < 1.5
+        pressed = page.evaluate("pressedAt - testEar.began") / 1000
+        assert sound[-1] / SAMPLE_RATE < pressed + 0.15, "it went on after Esc"
+        assert (sound[-1] - sound[0]) / SAMPLE_RATE > 0.2
