@@ -104,6 +104,7 @@ def facts(service: Service, samples: list[Sample]) -> dict[str, Any]:
         "routed": config.n_routed_experts,
         "shared": config.n_shared_experts,
         "per_token": config.num_experts_per_tok,
+        "apart": config.use_modality_aware_routing,
         "groups": [{"text": list(text), "audio": list(audio)} for text, audio in config.expert_groups()],
     }
     limits = ("seconds", "characters", "upload_mb", "minutes", "turns", "history")
@@ -113,6 +114,8 @@ def facts(service: Service, samples: list[Sample]) -> dict[str, Any]:
             "name": service.name,
             "hash": most.model_hash,
             "parameters": count_parameters(most),
+            "hears": most.encoder is not None,
+            "speaks": most.vocoder is not None,
             "experts": experts if config.moe_layers else {},
             "device": str(most.model.device),
             "quantize": settings.quantize,

@@ -166,10 +166,13 @@ class _User(_Part):
 
 class _Reply(_Part):
     text: Text
-    status: Literal["completed", "cancelled", "incomplete", "failed"]
+    status: Literal["completed", "cancelled", "incomplete", "failed", "lost"]
     sound_ms: Ms
     played_ms: Ms
     wav: Text | None
+    confidence: Share | None = None
+    cut: bool = False
+    why: Text | None = None
 
 
 class _Stage(_Part):
@@ -196,6 +199,7 @@ class _Turn(_Part):
     reply: _Reply
     timings: _Timings | None
     tables: _Tables | None
+    seed: int | None = None
 
 
 class _About(_Part):

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 import session_zips as zips
 import soundfile
 
+import most_core
 from app.audio import encode, from_pcm16
 from app.page import routes
 from app.page.words import words
+from app.settings import Settings
+from most_core import MostConfig
 
 STATIC = Path(routes.__file__).with_name("static")
 
@@ -113,9 +117,11 @@ def test_the_facts_are_true(site):
     assert told["model"]["hash"] == site.most.model_hash
     assert 16e6 < told["model"]["parameters"] < 18e6  # 8.8, 5.3 and 2.75 million
     assert told["model"]["device"] == "cpu"
+    assert (told["model"]["hears"], told["model"]["speaks"]) == (True, True)
     experts = told["model"]["experts"]
     assert (experts["layers"], experts["routed"], experts["per_token"]) == (config.moe_layers, 16, 4)
     assert len(experts["groups"]) == len(experts["layers"])
+    assert experts["apart"] is True
     assert told["versions"]["gradio"] == importlib.metadata.version("gradio")
     assert set(told["versions"]) == {"most", "trace", "torch", "transformers", "gradio", "python"}
     expected = {"seconds": 20, "characters": 300, "upload_mb": 20, "minutes": 60, "turns": 500, "history": 1}
@@ -124,6 +130,16 @@ def test_the_facts_are_true(site):
     assert told["figures"]["qa_text_seen"] == figures["qa_text_seen"]
     assert told["figures"]["orders_human"] == figures["orders_human"]
     assert told["words"] == words()
+
+
+def test_what_a_model_lacks_is_told(monkeypatch):
+    plain = MostConfig.tiny(use_modality_aware_routing=False)
+    monkeypatch.setattr(MostConfig, "preset", lambda name: plain)
+    most = most_core.untrained("tiny")
+    most.encoder = most.vocoder = None
+    service = SimpleNamespace(most=most, settings=Settings(model="tiny"), name="most-tiny")
+    model = routes.facts(service, [])["model"]
+    assert (model["hears"], model["speaks"], model["experts"]["apart"]) == (False, False, False)
 
 
 FORMATS = [

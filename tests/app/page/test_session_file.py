@@ -82,6 +82,22 @@ def test_what_a_later_page_adds_is_let_be():
     assert session_file.read(zips.zipped(about)).about["turns"][0]["mood"] == "good"
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((["reply", "status"], status) for status in ("completed", "cancelled", "incomplete", "failed", "lost")),
+        *((["reply", "confidence"], share) for share in (0, 0.5, 1.0, None)),
+        *((["reply", "cut"], cut) for cut in (True, False)),
+        *((["reply", "why"], why) for why in ("the model failed", "a" * 100_000, "", None)),
+        *((["seed"], seed) for seed in (0, -(2**63), 2**31, None)),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_a_turn_may_tell_comes_back(path, value):
+    about = changed(["turns", 0, *path], value)
+    assert session_file.read(zips.zipped(about)).about == about
+
+
 # The zip
 
 
@@ -296,6 +312,14 @@ def test_the_version_that_can_be_read_is_told(version):
         (["turns", 0, "reply", "status"], "happy"),
         (["turns", 0, "reply", "sound_ms"], None),
         (["turns", 0, "reply", "played_ms"], 1e300),
+        (["turns", 0, "reply", "confidence"], 1.5),
+        (["turns", 0, "reply", "confidence"], "high"),
+        (["turns", 0, "reply", "cut"], 1),
+        (["turns", 0, "reply", "cut"], None),
+        (["turns", 0, "reply", "why"], 3),
+        (["turns", 0, "reply", "why"], "a" * 100_001),
+        (["turns", 0, "seed"], 1.5),
+        (["turns", 0, "seed"], True),
         (["turns", 0, "timings", "stages"], [{"name": "x"}]),
         (["turns", 0, "timings", "total_ms"], "3"),
         (["turns", 0, "tables"], {"tokens": "turn-01.tokens.parquet"}),
