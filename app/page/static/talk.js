@@ -36,6 +36,7 @@ export class Talk {
     this._problem = ""; // of the microphone
     this._silent = ""; // why the browser lets nothing sound
     this._saved = null; // an opened session, {file, live}: it hides the live turns
+    this._overcome = false; // a problem that is over once there is a session
     this._epoch = 0; // rises when what is still being read is not wanted any more
     this.stage.volume.value = 100 * this.settings.volume;
     listenToKeys(this);
@@ -433,6 +434,7 @@ export class Talk {
       };
     }
     this.stage.problem(why, Boolean(this._again));
+    this._overcome = true;
     this._show();
   }
 
@@ -441,7 +443,8 @@ export class Talk {
     switch (event.type) {
       case "session.created":
         this._place = 0;
-        this.stage.problem(null); // of the connection before
+        if (this._overcome) this.stage.problem(null); // what barred the connection before
+        this._overcome = false;
         this._sendNext();
         break;
       case "most.queue":
