@@ -374,6 +374,8 @@ OPEN = """async (wishes) => {
   globalThis.levels = [];
   globalThis.told = [];
   globalThis.lost = [];
+  globalThis.muted = [];
+  globalThis.suspended = [];
   globalThis.sound = new Sound({
     onChunk: (pcm, level_db) => {
       pieces.push(new Int16Array(pcm));
@@ -381,6 +383,8 @@ OPEN = """async (wishes) => {
     },
     onPlayback: (message) => told.push(message),
     onLost: (code) => lost.push(code),
+    onMuted: (is) => muted.push(is),
+    onSuspended: (is) => suspended.push(is),
   });
   try {
     await sound.unlock();
@@ -402,6 +406,22 @@ HEARD = """() => {
   let text = "";
   for (let n = 0; n < bytes.length; n += 8192) text += String.fromCharCode(...bytes.subarray(n, n + 8192));
   return btoa(text);
+}"""
+
+KEEP_CONTEXT = """() => {
+  const Real = AudioContext;
+  globalThis.AudioContext = class extends Real {
+    constructor(...given) { super(...given); globalThis.made = this; globalThis.given = given; }
+  };
+}"""
+
+KEEP_TRACK = """() => {
+  const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (constraints) => {
+    const stream = await ask(constraints);
+    [globalThis.track] = stream.getAudioTracks();
+    return stream;
+  };
 }"""
 
 PLAIN = {"echoCancellation": False, "noiseSuppression": False, "autoGainControl": False}
@@ -505,11 +525,12 @@ def test_a_phone_is_told_that_sound_goes_both_ways(browser_for, site):
 def test_another_speaker_can_be_chosen_and_one_that_is_gone_is_told(browser_for, site):
     with browser_for(autoplay=True) as page:
         page.goto(address(site))
+        page.evaluate(KEEP_CONTEXT)
         assert page.evaluate(OPEN, {}) == "open"
         assert page.evaluate("import('/sound/devices.js').then(({Sound}) => Sound.canChooseSpeaker)") is True
         speakers = page.evaluate("sound.devices().then(({speakers}) => speakers)")
-        for speaker in [*speakers, {"id": ""}]:
-            page.evaluate("(id) => sound.setSpeaker(id)", speaker["id"])
+        for speaker in [*speakers, {"id": ""}]:  # "" brings the usual one back
+            assert page.evaluate("(id) => sound.setSpeaker(id).then(() => made.sinkId)", speaker["id"]) == speaker["id"]
         assert page.evaluate("sound.setSpeaker('0123456789abcdef').catch(({code}) => code)") == "missing"
 
 
@@ -517,14 +538,79 @@ def test_a_microphone_that_is_taken_away_is_told(browser_for, site):
     with browser_for(autoplay=True) as page:
         page.goto(address(site))
         # The event of an unplugged device; the browser's fake ones cannot be unplugged.
-        page.evaluate("""() => {
-          const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-          navigator.mediaDevices.getUserMedia = async (c) => (globalThis.stream = await ask(c));
-        }""")
+        page.evaluate(KEEP_TRACK)
         assert page.evaluate(OPEN, {}) == "open"
-        page.evaluate("stream.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+        page.evaluate("track.dispatchEvent(new Event('ended'))")
         page.wait_for_function("lost.length > 0")
         assert page.evaluate("[lost, sound.microphoneOpen]") == [["missing"], False]
+
+
+def test_a_microphone_that_others_silence_is_told(browser_for, site):
+    with browser_for(autoplay=True) as page:
+        page.goto(address(site))
+        page.evaluate(KEEP_TRACK)
+        assert page.evaluate(OPEN, {}) == "open"
+        # The events of a hardware key, which the browser's fake microphones have not.
+        page.evaluate("track.dispatchEvent(new Event('mute'))")
+        assert page.evaluate("muted") == [True]
+        page.evaluate("track.dispatchEvent(new Event('unmute'))")
+        assert page.evaluate("muted") == [True, False]
+        page.evaluate("globalThis.old = track, track.dispatchEvent(new Event('mute'))")
+        page.evaluate("sound.openMicrophone({})")  # this one nobody silenced
+        page.evaluate("old.dispatchEvent(new Event('mute'))")
+        assert page.evaluate("muted") == [True, False, True, False]
+        page.evaluate("""() => {
+          const {get} = Object.getOwnPropertyDescriptor(MediaStreamTrack.prototype, "muted");
+          Object.defineProperty(MediaStreamTrack.prototype, "muted", {get: () => true, configurable: true});
+          return sound.openMicrophone({}).finally(() =>
+            Object.defineProperty(MediaStreamTrack.prototype, "muted", {get, configurable: true}));
+        }""")
+        assert page.evaluate("muted.at(-1)") is True  # it was silent from the beginning
+
+
+def test_a_silenced_microphone_gives_silence_until_it_is_set_back(browser_for, site):
+    with browser_for(autoplay=True) as page:  # it beeps once a second
+        page.goto(address(site))
+        page.evaluate(KEEP_TRACK)
+        assert page.evaluate(OPEN, PLAIN) == "open"
+        assert page.evaluate("sound.microphoneMuted") is False
+        page.wait_for_function("Math.max(...levels) > -40")
+        page.evaluate("sound.microphoneMuted = true")
+        assert page.evaluate("[sound.microphoneMuted, track.enabled]") == [True, False]
+        page.wait_for_timeout(100)
+        page.evaluate("(plain) => sound.openMicrophone(plain)", PLAIN)
+        assert page.evaluate("[sound.microphoneMuted, track.enabled]") == [True, False]
+        page.evaluate("levels.length = 0")
+        page.wait_for_function("levels.length > 60")
+        assert page.evaluate("Math.max(...levels)") == -100
+        page.evaluate("sound.microphoneMuted = false")
+        assert page.evaluate("track.enabled") is True
+        page.wait_for_function("Math.max(...levels) > -40")
+        assert page.evaluate("muted") == []  # that is of others alone
+
+
+def test_worklets_that_do_not_come_are_not_waited_for_for_ever(browser_for, site):
+    with browser_for(autoplay=True) as page:
+        page.clock.install(time=0)
+        page.goto(address(site))
+        page.evaluate("""() => {
+          const add = AudioWorklet.prototype.addModule, come = new Promise((come) => (globalThis.come = come));
+          globalThis.asked = 0;
+          AudioWorklet.prototype.addModule = async function (...given) {
+            asked += 1;
+            await come;
+            return add.apply(this, given);
+          };
+        }""")
+        page.evaluate(f"globalThis.answer = ({OPEN})().then((is) => (globalThis.is = is)), undefined")
+        page.wait_for_function("asked === 2")
+        page.clock.run_for(8000)
+        assert page.evaluate("globalThis.is") is None
+        page.clock.run_for(2000)
+        assert page.evaluate("answer") == "unsupported"
+        page.evaluate("come()")  # late, they are used at the next tap
+        assert page.evaluate("sound.unlock().then(() => sound.openMicrophone({})).then(() => 'open')") == "open"
+        assert page.evaluate("asked") == 2
 
 
 def test_permission_that_is_not_given(browser_for, site):
@@ -591,12 +677,7 @@ def test_a_page_is_silent_until_it_is_tapped(browser_for, site):
 def test_a_context_that_was_taken_away_comes_back_when_the_page_is_seen(browser_for, site):
     with browser_for(autoplay=True) as page:
         page.goto(address(site))
-        page.evaluate("""() => {
-          const Real = AudioContext;
-          globalThis.AudioContext = class extends Real {
-            constructor(...given) { super(...given); globalThis.made = this; globalThis.given = given; }
-          };
-        }""")
+        page.evaluate(KEEP_CONTEXT)
         page.evaluate(OPEN)
         page.evaluate("Object.defineProperty(document, 'visibilityState', {value: 'hidden', configurable: true})")
         assert page.evaluate("made.suspend().then(() => made.state)") == "suspended"
@@ -606,6 +687,30 @@ def test_a_context_that_was_taken_away_comes_back_when_the_page_is_seen(browser_
         page.wait_for_function("made.state === 'running'")
         assert page.evaluate("given") == [{"latencyHint": "interactive"}]  # at the device's own rate
         assert page.evaluate("sound.close().then(() => made.state)") == "closed"
+
+
+def test_sound_that_is_taken_away_for_longer_is_told(browser_for, site):
+    with browser_for(autoplay=True) as page:
+        page.goto(address(site))
+        page.evaluate(KEEP_CONTEXT)
+        assert page.evaluate(OPEN, {}) == "open"
+        page.evaluate("made.suspend()")  # for a moment only
+        page.wait_for_function("made.state === 'running'")
+        page.wait_for_timeout(400)
+        assert page.evaluate("suspended") == []
+        took = page.evaluate("""async () => {
+          made.resume = async () => { throw new DOMException("a call goes on", "InvalidStateError"); };
+          const begun = performance.now();
+          await made.suspend();
+          while (!suspended.length) await new Promise((done) => setTimeout(done, 10));
+          return performance.now() - begun;
+        }""")
+        assert 290 < took < 1000
+        page.evaluate("delete made.resume")
+        assert page.evaluate("sound.unlock().then(() => suspended)") == [True, False]
+        page.evaluate("sound.close()")
+        page.wait_for_timeout(400)
+        assert page.evaluate("suspended") == [True, False]
 
 
 def test_a_reply_goes_through_the_devices_and_a_replay_beside_it(browser_for, site):

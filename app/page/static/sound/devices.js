@@ -6,6 +6,8 @@
 import { resampled } from "./resampler.js";
 
 const START_MS = 2000; // that a context may take to run where it is allowed to
+const LOAD_MS = 10_000; // that the worklets may take to come
+const RESUME_MS = 300; // that a context which was taken away may take to run again
 const FADE_S = 0.005;
 
 export class SoundProblem extends Error {
@@ -30,14 +32,25 @@ export class Sound {
   #context; #player; #volumeNode; #worklets; #microphone; #replayed;
   #volume = 1;
   #opening = 0; // rises with each wish to open or close the microphone: the last one counts
-  #onChunk; #onPlayback; #onLost;
+  #silenced = false; // by the page
+  #muted = false; // by others
+  #ran = false; // the context, since it was made
+  #suspended = false; // as was told
+  #resuming; // the timer of an attempt
+  #onChunk; #onPlayback; #onLost; #onMuted; #onSuspended;
 
   // onChunk(ArrayBuffer, level_db): 20 ms of the microphone, PCM16 at 24 kHz. onPlayback(message): see playback.js.
   // onLost(code): the microphone was unplugged ("missing"), or its permission taken ("denied").
-  constructor({ onChunk = () => {}, onPlayback = () => {}, onLost = () => {} } = {}) {
+  // onMuted(boolean): something else than this page silenced the microphone (a hardware key, another program, a phone
+  // call), or no longer does. onSuspended(boolean): all sound was taken away and cannot be had back, or is there again.
+  constructor({
+    onChunk = () => {}, onPlayback = () => {}, onLost = () => {}, onMuted = () => {}, onSuspended = () => {},
+  } = {}) {
     this.#onChunk = onChunk;
     this.#onPlayback = onPlayback;
     this.#onLost = onLost;
+    this.#onMuted = onMuted;
+    this.#onSuspended = onSuspended;
   }
 
   // Call it inside a tap or a key press: browsers let no page sound before one. Afterwards everything here may be used.
@@ -53,11 +66,15 @@ export class Sound {
     const running = context.resume(); // before any await, while the tap still counts
     running.catch(() => {});
     if (!context.audioWorklet) throw new SoundProblem(globalThis.isSecureContext ? "unsupported" : "insecure");
-    this.#worklets ??= this.#load();
+    if (!this.#worklets) {
+      const loading = (this.#worklets = this.#load());
+      loading.catch(() => {
+        if (this.#worklets === loading) this.#worklets = undefined; // the network may be back at the next tap
+      });
+    }
     try {
-      await this.#worklets;
+      await within(LOAD_MS, this.#worklets); // what comes later is there at the next tap
     } catch (error) {
-      this.#worklets = undefined; // the network may be back at the next tap
       throw new SoundProblem("unsupported", error);
     }
     let timer;
@@ -65,12 +82,14 @@ export class Sound {
     await Promise.race([running.catch(() => {}), new Promise((done) => (timer = setTimeout(done, START_MS)))]);
     clearTimeout(timer);
     if (context.state !== "running") throw new SoundProblem("blocked");
+    this.#wake(); // some browsers tell of the state later than of the attempt
   }
 
   async #load() {
     const context = this.#context;
     const load = (name) => context.audioWorklet.addModule(new URL(name, import.meta.url));
     await Promise.all([load("./capture.js"), load("./playback.js")]);
+    if (context !== this.#context) throw new Error("closed");
     this.#volumeNode = new GainNode(context, { gain: this.#volume });
     this.#volumeNode.connect(context.destination);
     this.#player = new AudioWorkletNode(context, "most-playback", { numberOfInputs: 0, outputChannelCount: [1] });
@@ -80,10 +99,25 @@ export class Sound {
 
   // A phone call or another application takes the sound away; it comes back when the page is looked at again.
   #wake = () => {
-    const state = this.#context?.state;
-    if (document.visibilityState === "visible" && (state === "suspended" || state === "interrupted"))
-      this.#context.resume().catch(() => {});
+    const context = this.#context;
+    if (!context) return;
+    const { state } = context;
+    if (state === "running") {
+      this.#ran = true;
+      this.#tellSuspended(false);
+    } else if (document.visibilityState === "visible" && (state === "suspended" || state === "interrupted")) {
+      context.resume().catch(() => {});
+      if (this.#ran) this.#resuming ??= setTimeout(() => this.#tellSuspended(context.state !== "running"), RESUME_MS);
+    }
   };
+
+  #tellSuspended(suspended) {
+    clearTimeout(this.#resuming);
+    this.#resuming = undefined;
+    if (suspended === this.#suspended) return;
+    this.#suspended = suspended;
+    this.#onSuspended(suspended);
+  }
 
   // Unlock first. Of what is wished, browsers give what they can. Closed meanwhile, it stays closed.
   async openMicrophone({ deviceId, echoCancellation = true, noiseSuppression = true, autoGainControl = true } = {}) {
@@ -105,7 +139,11 @@ export class Sound {
     source.connect(capture);
     capture.connect(this.#context.destination); // it is silent, but some browsers run only what leads to the speaker
     this.#microphone = { track, source, capture };
+    track.enabled = !this.#silenced;
     track.addEventListener("ended", () => this.#lost(track)); // not after our own stop()
+    for (const event of ["mute", "unmute"])
+      track.addEventListener(event, () => this.#microphone?.track === track && this.#tellMuted(event === "mute"));
+    this.#tellMuted(track.muted);
   }
 
   closeMicrophone() {
@@ -118,10 +156,27 @@ export class Sound {
     capture.disconnect();
     capture.port.onmessage = null; // pieces under way are not heard
     capture.port.postMessage("close");
+    this.#tellMuted(false);
   }
 
   get microphoneOpen() {
     return this.#microphone !== undefined;
+  }
+
+  get microphoneMuted() {
+    return this.#silenced;
+  }
+
+  // Silences it as the browser knows it, which shows that beside its own sign; also one that is opened later.
+  set microphoneMuted(silenced) {
+    this.#silenced = silenced;
+    if (this.#microphone) this.#microphone.track.enabled = !silenced;
+  }
+
+  #tellMuted(muted) {
+    if (muted === this.#muted) return;
+    this.#muted = muted;
+    this.#onMuted(muted);
   }
 
   async #lost(track) {
@@ -210,9 +265,21 @@ export class Sound {
     document.removeEventListener("visibilitychange", this.#wake);
     const context = this.#context;
     this.#tell({ type: "close" });
+    this.#tellSuspended(false);
+    this.#ran = false;
     this.#context = this.#player = this.#volumeNode = this.#worklets = this.#replayed = undefined;
     context?.removeEventListener("statechange", this.#wake);
     await context?.close();
+  }
+}
+
+async function within(ms, promise) {
+  let timer;
+  const late = new Promise((_, fail) => (timer = setTimeout(() => fail(new Error(`not within ${ms} ms`)), ms)));
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 
