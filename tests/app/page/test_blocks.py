@@ -193,7 +193,7 @@ def test_there_are_three_tabs_and_a_place_for_the_conversation(site):
     assert [tab["label"] for tab in tabs] == ["Talk", "Tools", "The model"]
     assert tabs[0]["elem_id"] == "tab-talk"
     (mount,) = [c["props"] for c in components if c["type"] == "html" and 'id="most"' in str(c["props"]["value"])]
-    assert mount["value"] == '<div id="most"></div>'
+    assert mount["value"] == f'<div id="most"><p>{words()["tabs"]["loading"]}</p></div>'
     assert not mount["padding"]
     assert not mount["container"]
 
