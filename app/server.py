@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import secrets
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Response, WebSocket
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app import rest
 from app.engine import Engine
@@ -130,12 +132,21 @@ def check(settings: Settings) -> None:
         raise ValueError("--token takes plain letters, digits and signs, but no blank, comma, semicolon or quote")
 
 
+class _WebSockets(WebSocketsSansIOProtocol):
+    """Each message waits for the one before it alone: asyncio's own 64 KiB between them would have to go first, which
+    slow links do not do in the time that one message has."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(0)
+
+
 def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves it."""
     return uvicorn.Config(
         app,
         log_level="warning",
-        ws="websockets-sansio",
+        ws=_WebSockets,
         ws_max_size=LONGEST_EVENT,
         ws_per_message_deflate=False,  # sound does not shrink, and it costs time
         ssl_certfile=settings.ssl_certfile or None,

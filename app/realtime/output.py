@@ -17,7 +17,7 @@ from app.realtime.session_settings import Refused, SessionSettings
 from app.vad import SAMPLE_RATE
 
 PIECE_S = 0.2  # of sound in one event
-PIECE_BYTES = 24_000  # of a record in one event, which slow links take in time; thirds, so that joined base64 is base64
+PIECE_BYTES = 12_000  # of a record in one event, which slow links take in time; thirds, so that joined base64 is base64
 NOTICES = {
     "too short": "The key was held too briefly: hold it while you speak.",
     "muted": "The microphone is muted.",

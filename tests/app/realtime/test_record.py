@@ -70,7 +70,7 @@ def record(client):
         assert name not in parts or name == next(reversed(parts))
         parts[name] = parts.get(name, b"") + data
         sizes.setdefault(name, []).append(len(data))
-        assert len(json.dumps(piece)) < 33_000
+        assert len(json.dumps(piece)) < 17_000
     for of_one in sizes.values():
         assert set(of_one[:-1]) <= {PIECE_BYTES}
         assert 0 < of_one[-1] <= PIECE_BYTES

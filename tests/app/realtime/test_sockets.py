@@ -414,6 +414,64 @@ def test_a_client_that_never_reads_is_sent_away(site, babble):
     assert b'most_refused_total{why="slow"}' in site.metrics.text()
 
 
+@contextlib.asynccontextmanager
+async def slow_link(port, bytes_s):
+    """A port that leads to another one; what comes back takes its time, and little of it waits on the way."""
+
+    async def carry(reader, writer, pause):
+        while data := await reader.read(4096):
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(len(data) * pause)
+
+    async def connected(reader, writer):
+        connection = sockets.socket()
+        connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 8192)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+        far_reader, far_writer = await asyncio.open_connection(sock=connection, limit=4096)
+        ways = [carry(reader, far_writer, 0), carry(far_reader, writer, 1 / bytes_s)]
+        tasks = [asyncio.ensure_future(way) for way in ways]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        writer.close()
+        far_writer.close()
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def test_a_long_record_does_not_end_the_session_of_a_client_on_a_slow_link(quick, babble, monkeypatch):
+    def narrow(settings, listen=listen):
+        listener = listen(settings)
+        listener.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, 8192)  # else all of it fits in there
+        return listener
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "listen", narrow)
+        site = Site(quick)
+    part = {"type": "input_audio", "audio": base64.b64encode(babble(3)).decode()}
+
+    async def story():
+        async with slow_link(site.port, 60_000) as site.port, Caller(site) as a:
+            await a.until("session.created")
+            await a.send("session.update", session={"output_modalities": ["text"], "most": {"record": True}})
+            await a.send("conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
+            start = time.monotonic()
+            await a.send("response.create", response=QUICKLY)
+            await a.until("response.done")
+            assert time.monotonic() - start > 1.5  # more than one message may take
+            pieces = [e["data"] for e in a.events if e["type"] == "most.record.piece" and e["of"] == "user"]
+            assert len(base64.b64decode("".join(pieces))) == 3 * 32_000
+
+    try:
+        run(story())
+    finally:
+        site.close()
+
+
 def test_the_connection_of_a_client_that_never_reads_is_given_up(quick, babble, monkeypatch):
     monkeypatch.setattr("app.server.GONE_MS", 1500)
     site = Site(quick)
