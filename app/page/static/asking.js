@@ -1,5 +1,5 @@
-// Questions that are not spoken into the microphone: typed ones and sound files. Each is shown at once, and sent when the
-// connection stands and the one before it is answered.
+// Questions that are not spoken into the microphone: typed ones and sound files. Each is shown at once, and sent when
+// the connection stands and the one before it is answered.
 
 import { say } from "./words.js";
 

@@ -1,5 +1,5 @@
-// What happened inside the turn that is looked at: where its time went. Before the first, what is loaded. The rest of the
-// room is for the routing.
+// What happened inside the turn that is looked at: where its time went. Before the first, what is loaded. The rest of
+// the room is for the routing.
 
 import { h } from "./dom.js";
 import { say } from "./words.js";
@@ -19,7 +19,8 @@ export class Beside {
     this.turn = turn;
     this._title.textContent = turn ? say("beside.turn", { turn: turn.number }) : say("beside.title");
     if (turn?.timings) this._body.replaceChildren(...waterfall(turn.timings));
-    else this._body.replaceChildren(h("p", { class: "soft" }, say("beside.empty")), ...(turn ? [] : loaded(this._facts)));
+    else
+      this._body.replaceChildren(h("p", { class: "soft" }, say("beside.empty")), ...(turn ? [] : loaded(this._facts)));
   }
 }
 
@@ -31,8 +32,19 @@ function loaded({ model, limits, figures }) {
   return [
     h("h3", {}, say("beside.loaded")),
     h("p", {}, say("beside.model", { name: model.name, parameters: millions, device: model.device })),
-    experts.routed ? h("p", {}, say(experts.apart ? "beside.experts" : "beside.experts_shared", { ...experts, layers: experts.layers.length })) : null,
-    answers && orders ? h("p", {}, say("beside.hears", { percent: Math.round(100 * answers), orders: Math.round(100 * orders) })) : null,
+    experts.routed
+      ? h(
+          "p",
+          {},
+          say(experts.apart ? "beside.experts" : "beside.experts_shared", {
+            ...experts,
+            layers: experts.layers.length,
+          }),
+        )
+      : null,
+    answers && orders
+      ? h("p", {}, say("beside.hears", { percent: Math.round(100 * answers), orders: Math.round(100 * orders) }))
+      : null,
     h("p", {}, say("beside.limits", limits)),
     h("p", {}, say("beside.trust")),
   ].filter(Boolean);
@@ -62,7 +74,12 @@ function bar(label, ms, from, share, name) {
   return h(
     "tr",
     { "data-stage": name },
-    h("th", { scope: "row" }, label, share ? h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: place })) : null),
+    h(
+      "th",
+      { scope: "row" },
+      label,
+      share ? h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: place })) : null,
+    ),
     h("td", {}, `${Math.round(ms)} ms`),
   );
 }

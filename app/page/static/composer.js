@@ -18,12 +18,23 @@ export class Composer {
       "aria-label": say("compose.label"),
       "aria-describedby": "most-compose-note",
     });
-    this._file = h("input", { type: "file", accept: "audio/*,video/mp4,video/webm,.opus,.flac,.m4a", hidden: true, id: "most-file" });
+    this._file = h("input", {
+      type: "file",
+      accept: "audio/*,video/mp4,video/webm,.opus,.flac,.m4a",
+      hidden: true,
+      id: "most-file",
+    });
     this._note = h("p", { class: "note", id: "most-compose-note", role: "status" });
     const form = h(
       "form",
       { class: "composer" },
-      button({ action: "attach", shape: "attach", label: say("actions.attach"), quiet: true, onclick: () => this._file.click() }),
+      button({
+        action: "attach",
+        shape: "attach",
+        label: say("actions.attach"),
+        quiet: true,
+        onclick: () => this._file.click(),
+      }),
       this._file,
       this.text,
       button({ action: "send", shape: "send", label: say("actions.send"), quiet: true, type: "submit" }),
@@ -31,8 +42,16 @@ export class Composer {
     this.chips = h(
       "div",
       { class: "offers" },
-      offers(say("compose.ask"), list("compose.questions").map((question) => chip(question, null, () => does.type(question)))),
-      samples.length ? offers(say("compose.samples"), best(samples).map((sample) => chip(sample.says, "speaker", () => does.sample(sample)))) : null,
+      offers(
+        say("compose.ask"),
+        list("compose.questions").map((question) => chip(question, null, () => does.type(question))),
+      ),
+      samples.length
+        ? offers(
+            say("compose.samples"),
+            best(samples).map((sample) => chip(sample.says, "speaker", () => does.sample(sample))),
+          )
+        : null,
     );
     this.element = h("div", { class: "compose" }, this.chips, this._note, form);
 
@@ -97,7 +116,12 @@ function best(samples) {
 }
 
 function offers(title, chips) {
-  return h("div", { class: "chips", role: "group", "aria-label": title }, h("span", { class: "soft", "aria-hidden": "true" }, title), ...chips);
+  return h(
+    "div",
+    { class: "chips", role: "group", "aria-label": title },
+    h("span", { class: "soft", "aria-hidden": "true" }, title),
+    ...chips,
+  );
 }
 
 function chip(text, shape, onclick) {

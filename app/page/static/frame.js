@@ -37,8 +37,8 @@ function chooseTheme(theme) {
 }
 
 /**
- * {element, banner}: the whole page, and the line that tells of an opened session. `rooms`: stage, transcript, composer,
- * beside, dialog, announcer, each with an `element`. `does`: save(), open(File), clear(), settings().
+ * {element, banner}: the whole page, and the line that tells of an opened session. `rooms`: stage, transcript,
+ * composer, beside, dialog, announcer, each with an `element`. `does`: save(), open(File), clear(), settings().
  */
 export function frame(model, rooms, does) {
   const banner = h("div", { class: "banner", hidden: true, role: "status" });
@@ -48,7 +48,8 @@ export function frame(model, rooms, does) {
     opener.value = "";
     if (file) does.open(file);
   });
-  const quiet = (action, shape, onclick) => button({ action, shape, label: say(`actions.${action}`), quiet: true, onclick });
+  const quiet = (action, shape, onclick) =>
+    button({ action, shape, label: say(`actions.${action}`), quiet: true, onclick });
   const tools = h(
     "div",
     { class: "tools" },
@@ -75,7 +76,8 @@ export function frame(model, rooms, does) {
 
 function themeSwitch() {
   const dark = () => document.body.classList.contains("dark");
-  const show = () => relabel(element, dark() ? "sun" : "moon", say(dark() ? "actions.theme_light" : "actions.theme_dark"));
+  const show = () =>
+    relabel(element, dark() ? "sun" : "moon", say(dark() ? "actions.theme_light" : "actions.theme_dark"));
   const element = button({
     action: "theme",
     shape: "moon",

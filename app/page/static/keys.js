@@ -6,7 +6,14 @@ const PRESSES = `${TYPES}, :is(button, a, summary, [role="tab"]):focus-visible`;
 
 export function listenToKeys(talk) {
   let held = false;
-  const busy = (event, where) => !talk.settings.keys || document.querySelector("dialog[open]") || event.target.closest?.(where) || event.ctrlKey || event.metaKey || event.altKey || !talk.element.offsetParent;
+  const busy = (event, where) =>
+    !talk.settings.keys ||
+    document.querySelector("dialog[open]") ||
+    event.target.closest?.(where) ||
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    !talk.element.offsetParent;
   addEventListener("keydown", (event) => {
     if (event.code === "Space" && held) event.preventDefault(); // repeats, wherever the focus went
     if (event.repeat) return;

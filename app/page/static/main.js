@@ -29,7 +29,8 @@ function keepInPlace(element, moves = () => {}) {
 
 /** Gradio names its empty places, which only what has a role may be: screen readers would not say the name. */
 function mendNames() {
-  const mend = () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((place) => place.setAttribute("role", "img"));
+  const mend = () =>
+    document.querySelectorAll(".empty[aria-label]:not([role])").forEach((place) => place.setAttribute("role", "img"));
   new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
   mend();
 }

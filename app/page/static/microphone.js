@@ -1,4 +1,4 @@
-// The person's side of talking: the microphone opened, muted, held down to talk, lost; and the screen kept awake for it.
+// The person's side of talking: the microphone opened, muted, held down to talk; and the screen kept awake for it.
 
 import { SoundProblem } from "./sound/devices.js";
 

@@ -35,7 +35,9 @@ export function zipped(turns, about) {
         wav: reply.sound.length ? put(`${name}-reply.wav`, wav(joined(Int16Array, reply.sound), REPLY_RATE)) : null,
       },
       timings: turn.timings,
-      tables: turn.tables && Object.fromEntries(TABLES.map((table) => [table, put(`${name}.${table}.parquet`, turn.tables[table])])),
+      tables:
+        turn.tables &&
+        Object.fromEntries(TABLES.map((table) => [table, put(`${name}.${table}.parquet`, turn.tables[table])])),
     };
   });
   const session = { format: "most-session", version: 1, created: new Date().toISOString(), ...about, turns: listed };
@@ -112,14 +114,34 @@ function archive(files) {
   for (const [name, content] of files) {
     const letters = new TextEncoder().encode(name);
     // version 2.0, names in UTF-8, stored, when, what
-    const fields = [[20, 2], [0x800, 2], [0, 2], [time, 2], [date, 2], [crc32(content), 4], [content.length, 4], [content.length, 4], [letters.length, 2], [0, 2]];
+    const fields = [
+      [20, 2],
+      [0x800, 2],
+      [0, 2],
+      [time, 2],
+      [date, 2],
+      [crc32(content), 4],
+      [content.length, 4],
+      [content.length, 4],
+      [letters.length, 2],
+      [0, 2],
+    ];
     const local = numbers([[0x04034b50, 4], ...fields]);
     parts.push(local, letters, content);
     index.push(numbers([[0x02014b50, 4], [20, 2], ...fields, [0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]]), letters);
     offset += local.length + letters.length + content.length;
   }
   const size = index.reduce((sum, part) => sum + part.length, 0);
-  const end = numbers([[0x06054b50, 4], [0, 2], [0, 2], [files.length, 2], [files.length, 2], [size, 4], [offset, 4], [0, 2]]);
+  const end = numbers([
+    [0x06054b50, 4],
+    [0, 2],
+    [0, 2],
+    [files.length, 2],
+    [files.length, 2],
+    [size, 4],
+    [offset, 4],
+    [0, 2],
+  ]);
   return [...parts, ...index, end];
 }
 

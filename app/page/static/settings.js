@@ -33,7 +33,8 @@ export function load(history) {
   try {
     const kept = JSON.parse(localStorage.getItem(PLACE)) ?? {};
     for (const [name, usual] of Object.entries(settings)) {
-      if (typeof kept[name] === typeof usual || (name === "seed" && Number.isInteger(kept.seed))) settings[name] = kept[name];
+      if (typeof kept[name] === typeof usual || (name === "seed" && Number.isInteger(kept.seed)))
+        settings[name] = kept[name];
     }
   } catch {
     // unreadable, or the browser keeps nothing: the usual ones
@@ -67,7 +68,9 @@ export function wishes(settings) {
         history: settings.history,
         temperature: settings.temperature,
         seed: settings.seed,
-        turns: pause ? { endpoint_min_ms: pause, endpoint_start_ms: pause, endpoint_max_ms: pause, short_extra_ms: 0 } : {},
+        turns: pause
+          ? { endpoint_min_ms: pause, endpoint_start_ms: pause, endpoint_max_ms: pause, short_extra_ms: 0 }
+          : {},
       },
     },
   };
@@ -79,7 +82,10 @@ export class SettingsDialog {
     this._settings = settings;
     this._changed = changed;
     this._devices = devices;
-    this._microphones = h("select", { id: "most-microphone", onchange: (e) => this._set("microphone", e.target.value) });
+    this._microphones = h("select", {
+      id: "most-microphone",
+      onchange: (e) => this._set("microphone", e.target.value),
+    });
     this._speakers = h("select", { id: "most-speaker", onchange: (e) => this._set("speaker", e.target.value) });
     this.element = h(
       "dialog",
@@ -88,7 +94,13 @@ export class SettingsDialog {
         "header",
         {},
         h("h2", { id: "most-settings-title" }, say("settings.title")),
-        button({ action: "close-settings", shape: "close", label: say("actions.close"), quiet: true, onclick: () => this.element.close() }),
+        button({
+          action: "close-settings",
+          shape: "close",
+          label: say("actions.close"),
+          quiet: true,
+          onclick: () => this.element.close(),
+        }),
       ),
       h("section", {}, h("h3", {}, say("settings.talking")), ...this._talking()),
       h("section", {}, h("h3", {}, say("settings.devices")), ...this._sound()),
@@ -121,7 +133,13 @@ export class SettingsDialog {
       h(
         "label",
         { class: "choice" },
-        h("input", { type: "radio", name: "most-mode", value: mode, checked: this._settings.mode === mode, onchange: () => this._set("mode", mode) }),
+        h("input", {
+          type: "radio",
+          name: "most-mode",
+          value: mode,
+          checked: this._settings.mode === mode,
+          onchange: () => this._set("mode", mode),
+        }),
         h("span", {}, say(mode === "push" ? "settings.mode_push" : "settings.mode_hands_free")),
       ),
     );
@@ -129,7 +147,9 @@ export class SettingsDialog {
       "select",
       { id: "most-endpoint", onchange: (e) => this._set("endpoint_ms", Number(e.target.value)) },
       h("option", { value: 0 }, say("settings.endpoint_auto")),
-      ...PAUSES_MS.map((ms) => h("option", { value: ms, selected: ms === this._settings.endpoint_ms }, say("settings.endpoint_ms", { ms }))),
+      ...PAUSES_MS.map((ms) =>
+        h("option", { value: ms, selected: ms === this._settings.endpoint_ms }, say("settings.endpoint_ms", { ms })),
+      ),
     );
     return [
       h("fieldset", {}, h("legend", {}, say("settings.mode")), ...modes),
@@ -160,19 +180,34 @@ export class SettingsDialog {
         ...rest,
         onchange: (e) => {
           const { valueAsNumber: value, validity } = e.target;
-          if (validity.valid && (name === "seed" || !Number.isNaN(value))) this._set(name, Number.isNaN(value) ? null : value);
+          if (validity.valid && (name === "seed" || !Number.isNaN(value)))
+            this._set(name, Number.isNaN(value) ? null : value);
           else e.target.reportValidity();
         },
       });
     return [
       field("most-history", say("settings.history"), number("history", { min: 0, max: 20, step: 1 })),
-      field("most-temperature", say("settings.temperature"), number("temperature", { min: 0, max: 2, step: 0.1 }), say("settings.temperature_help")),
-      field("most-seed", say("settings.seed"), number("seed", { min: 0, max: 2 ** 31 - 1, step: 1 }), say("settings.seed_help")),
+      field(
+        "most-temperature",
+        say("settings.temperature"),
+        number("temperature", { min: 0, max: 2, step: 0.1 }),
+        say("settings.temperature_help"),
+      ),
+      field(
+        "most-seed",
+        say("settings.seed"),
+        number("seed", { min: 0, max: 2 ** 31 - 1, step: 1 }),
+        say("settings.seed_help"),
+      ),
     ];
   }
 
   _switch(name, help) {
-    const box = h("input", { type: "checkbox", checked: this._settings[name], onchange: () => this._set(name, box.checked) });
+    const box = h("input", {
+      type: "checkbox",
+      checked: this._settings[name],
+      onchange: () => this._set(name, box.checked),
+    });
     return h(
       "label",
       { class: "choice" },
@@ -187,7 +222,8 @@ function field(id, label, control, help = "") {
 }
 
 function fill(select, devices, chosen, unnamed) {
-  const options = devices
-    .map(({ id, label }, i) => h("option", { value: id, selected: id === chosen }, label || say(unnamed, { number: i + 1 })));
+  const options = devices.map(({ id, label }, i) =>
+    h("option", { value: id, selected: id === chosen }, label || say(unnamed, { number: i + 1 })),
+  );
   select.replaceChildren(h("option", { value: "" }, say("settings.default_device")), ...options);
 }

@@ -145,9 +145,11 @@ export class Connection {
   async _probe() {
     const probe = (this._probing = {});
     const signal = AbortSignal.timeout(PROBE_MS);
-    const refused = await fetch(new URL("../facts.json", import.meta.url), { cache: "no-store", signal }).then(
-      async (answer) => (answer.status === 401 || answer.status === 403 ? (await answer.json()).error.message : ""),
-    ).catch(() => "");
+    const refused = await fetch(new URL("../facts.json", import.meta.url), { cache: "no-store", signal })
+      .then(async (answer) =>
+        answer.status === 401 || answer.status === 403 ? (await answer.json()).error.message : "",
+      )
+      .catch(() => "");
     if (!refused || probe !== this._probing || this.isOpen) return;
     this._wanted = false;
     this._tries = this._opened = 0;

@@ -18,9 +18,25 @@ const SHAPE = {
   offline: "offline",
   saved: "file",
 };
-const COLOUR = { hold: "listening", typing_only: "idle", paused: "speaking", queue: "connecting", offline: "problem", saved: "idle" };
+const COLOUR = {
+  hold: "listening",
+  typing_only: "idle",
+  paused: "speaking",
+  queue: "connecting",
+  offline: "problem",
+  saved: "idle",
+};
 // Pictures a second: the page shares its cores with the model, so each state has only as many as its motion needs.
-const PICTURES_S = { thinking: 24, speaking: 24, hearing: 24, listening: 8, hold: 8, paused: 8, connecting: 12, queue: 12 };
+const PICTURES_S = {
+  thinking: 24,
+  speaking: 24,
+  hearing: 24,
+  listening: 8,
+  hold: 8,
+  paused: 8,
+  connecting: 12,
+  queue: 12,
+};
 const CALM_S = 4; // for those who want no motion: how often the meters change
 const BARS = 56;
 const FLOOR_DB = -60; // what the meters show as nothing
@@ -42,24 +58,47 @@ export class Stage {
     this._loud = 0; // the speaker's
     this._canvas = h("canvas", { "aria-hidden": "true" });
     this._face = h("span", { class: "face" });
-    this.circle = h(
-      "button",
-      { type: "button", class: "circle", "data-action": "talk" },
-      this._canvas,
-      this._face,
-    );
+    this.circle = h("button", { type: "button", class: "circle", "data-action": "talk" }, this._canvas, this._face);
     this.word = h("p", { class: "state-word" });
     this.hint = h("p", { class: "state-hint" });
     this._problem = h("p", {});
     this._retry = button({ action: "retry", label: say("actions.retry"), onclick: () => does.retry() });
-    this._dismiss = button({ action: "dismiss", shape: "close", label: say("actions.dismiss"), quiet: true, onclick: () => this.problem(null) });
-    this.alert = h("div", { class: "problem", role: "alert", hidden: true }, this._problem, h("div", { class: "row" }, this._retry, this._dismiss));
-    this.startButton = button({ action: "start", shape: "microphone", label: say("actions.start"), onclick: () => does.start() });
+    this._dismiss = button({
+      action: "dismiss",
+      shape: "close",
+      label: say("actions.dismiss"),
+      quiet: true,
+      onclick: () => this.problem(null),
+    });
+    this.alert = h(
+      "div",
+      { class: "problem", role: "alert", hidden: true },
+      this._problem,
+      h("div", { class: "row" }, this._retry, this._dismiss),
+    );
+    this.startButton = button({
+      action: "start",
+      shape: "microphone",
+      label: say("actions.start"),
+      onclick: () => does.start(),
+    });
     this.startButton.classList.add("primary");
     this.endButton = button({ action: "end", shape: "close", label: say("actions.end"), onclick: () => does.end() });
-    this.muteButton = button({ action: "mute", shape: "microphone_off", label: say("actions.mute"), onclick: () => does.mute() });
+    this.muteButton = button({
+      action: "mute",
+      shape: "microphone_off",
+      label: say("actions.mute"),
+      onclick: () => does.mute(),
+    });
     this.stopButton = button({ action: "stop", shape: "stop", label: say("actions.stop"), onclick: () => does.stop() });
-    this.volume = h("input", { type: "range", min: 0, max: 100, step: 5, id: "most-volume", oninput: () => does.volume(this.volume.value / 100) });
+    this.volume = h("input", {
+      type: "range",
+      min: 0,
+      max: 100,
+      step: 5,
+      id: "most-volume",
+      oninput: () => does.volume(this.volume.value / 100),
+    });
     this._meters = { microphone: meter("mine"), speaker: meter("its") };
     this.element = h(
       "section",

@@ -70,7 +70,11 @@ export class Talk {
       onSuspended: (suspended) => this.stage.problem(suspended ? say("microphone.blocked") : null, suspended),
     });
     this.microphone = new Microphone(this.sound, this.settings, send, () => this._show());
-    this.playing = new Playing(this.connection, () => this._show(), (level) => this.stage.spoke(level));
+    this.playing = new Playing(
+      this.connection,
+      () => this._show(),
+      (level) => this.stage.spoke(level),
+    );
     this.playing.sound = this.sound;
     this.asking = new Asking(facts.limits, send);
     this.turns = this._newTurns();
@@ -207,7 +211,12 @@ export class Talk {
       this.turns = this._newTurns();
       this.turns.restore(restored);
       const { turns, model, created } = given.session;
-      const values = { name: file.name, count: turns.length, model: model.name, when: new Date(created).toLocaleString() };
+      const values = {
+        name: file.name,
+        count: turns.length,
+        model: model.name,
+        when: new Date(created).toLocaleString(),
+      };
       this._banner.replaceChildren(
         h("span", {}, say(turns.length === 1 ? "saved.one" : "saved.banner", values)),
         button({ action: "back", label: say("actions.back"), onclick: () => this._live() }),

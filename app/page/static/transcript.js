@@ -5,11 +5,19 @@ import { say } from "./words.js";
 
 const NEAR_PX = 80; // from its end, one follows the conversation
 const UNSURE = 0.6; // below this confidence a word is marked
-const plain = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}' ]+/gu, " ").split(/\s+/).filter(Boolean);
+const plain = (text) =>
+  text
+    .toLowerCase()
+    .replace(/[^\p{L}\p{N}' ]+/gu, " ")
+    .split(/\s+/)
+    .filter(Boolean);
 const percent = (share) => Math.round(100 * share);
 
 export class Transcript {
-  /** `small`: the model is nano, as far as its figures tell. `does`: play(turn, "user" | "reply") -> Promise that ends with the sound, choose(turn): look at its times. */
+  /**
+   * `small`: the model is nano, as far as its figures tell. `does`: play(turn, "user" | "reply"), a Promise that ends
+   * with the sound, and choose(turn): look at its times.
+   */
   constructor(small, does) {
     this._does = does;
     this._entries = new Map(); // turn to its elements
@@ -21,7 +29,12 @@ export class Transcript {
       h("p", { class: "lead" }, say("transcript.empty_title")),
       h("p", {}, say(small ? "transcript.empty_nano" : "transcript.empty")),
     );
-    this.element = h("div", { class: "transcript", tabindex: 0, role: "region", "aria-label": say("transcript.title") }, this.empty, this.list);
+    this.element = h(
+      "div",
+      { class: "transcript", tabindex: 0, role: "region", "aria-label": say("transcript.title") },
+      this.empty,
+      this.list,
+    );
   }
 
   /** A turn is new or different, or gone. */
@@ -104,8 +117,20 @@ export class Transcript {
       replyPlay: player("reply"),
       times: button({ action: "times", label: "", onclick: () => this._does.choose(turn) }),
     };
-    entry.mine = h("div", { class: "bubble mine" }, h("span", { class: "who" }, say("transcript.you")), entry.userText, entry.userFacts);
-    entry.its = h("div", { class: "bubble its" }, h("span", { class: "who" }, say("transcript.most")), entry.replyText, entry.replyFacts);
+    entry.mine = h(
+      "div",
+      { class: "bubble mine" },
+      h("span", { class: "who" }, say("transcript.you")),
+      entry.userText,
+      entry.userFacts,
+    );
+    entry.its = h(
+      "div",
+      { class: "bubble its" },
+      h("span", { class: "who" }, say("transcript.most")),
+      entry.replyText,
+      entry.replyFacts,
+    );
     entry.foot = h("div", { class: "foot" }, entry.userPlay, entry.replyPlay, entry.times);
     entry.element = h("li", { class: "turn" }, entry.mine, entry.its, entry.foot);
     return entry;
@@ -164,7 +189,10 @@ function heardText(user, status) {
     const { confidence } = user.words[i];
     const gap = i ? " " : "";
     if (confidence === null || confidence >= UNSURE) return [gap + text];
-    return [gap, h("span", { class: "unsure", title: say("transcript.word_sure", { percent: percent(confidence) }) }, text)];
+    return [
+      gap,
+      h("span", { class: "unsure", title: say("transcript.word_sure", { percent: percent(confidence) }) }, text),
+    ];
   });
 }
 
@@ -179,12 +207,14 @@ function userFacts(user) {
 
 /** The reply; what an interruption kept from being heard is struck out. */
 function replyText(reply) {
-  if (!reply.text && reply.status === "in_progress") return [h("span", { class: "waiting", "aria-hidden": "true" }, "…")];
+  if (!reply.text && reply.status === "in_progress")
+    return [h("span", { class: "waiting", "aria-hidden": "true" }, "…")];
   if (!wasCut(reply)) return [reply.text];
   const words = reply.text.split(/\s+/).filter(Boolean);
   const heard = Math.floor((words.length * reply.played_ms) / Math.max(reply.sound_ms, 1));
   const parts = [words.slice(0, heard).join(" ")];
-  if (heard < words.length) parts.push(heard ? " " : "", h("s", { title: say("transcript.cut") }, words.slice(heard).join(" ")));
+  if (heard < words.length)
+    parts.push(heard ? " " : "", h("s", { title: say("transcript.cut") }, words.slice(heard).join(" ")));
   return parts;
 }
 
@@ -195,7 +225,8 @@ function replyFacts(reply) {
   else if (reply.status === "incomplete") facts.push(say("transcript.too_long"));
   else if (reply.status === "cancelled" && !reply.sound_ms) facts.push(say("transcript.stopped"));
   if (wasCut(reply)) facts.push(say("transcript.interrupted", { seconds: (reply.played_ms / 1000).toFixed(1) }));
-  if (reply.confidence !== null && reply.status !== "failed") facts.push(say("transcript.answer_sure", { percent: percent(reply.confidence) }));
+  if (reply.confidence !== null && reply.status !== "failed")
+    facts.push(say("transcript.answer_sure", { percent: percent(reply.confidence) }));
   return facts.join(" · ");
 }
 

@@ -13,10 +13,10 @@ export const REPLY_RATE = 24000;
 export const TABLES = ["tokens", "routing", "layers"]; // of a trace
 
 /**
- * A turn: {number, kind, at, user, reply, timings, tables, seed, live}.
+ * A turn: {number, kind, at, user, reply, timings, tables, seed, live, waiting}.
  * `user`: {text, partial, words, confidence, sound, file}, `reply`: {text, status, why, sound, sound_ms, played_ms,
- * cut (it was interrupted), confidence}, where sounds are Int16Array (16 kHz the user's, 24 kHz the reply's) and `status` is one of
- * "", "in_progress", "completed", "cancelled", "incomplete", "failed", "lost".
+ * cut (it was interrupted), confidence}, where sounds are Int16Array (16 kHz the user's, 24 kHz the reply's) and
+ * `status` is one of "", "in_progress", "completed", "cancelled", "incomplete", "failed", "lost".
  */
 function blank(number, kind) {
   return {
@@ -239,7 +239,8 @@ export class Turns {
     this._change(this._numbers.get(event.turn_id), (turn) => {
       turn.seed = event.seed;
       if (event.user) turn.user.sound = new Int16Array(joined(Uint8Array, pieces.user).buffer);
-      if (event.tables) turn.tables = Object.fromEntries(TABLES.map((name) => [name, joined(Uint8Array, pieces[name])]));
+      if (event.tables)
+        turn.tables = Object.fromEntries(TABLES.map((name) => [name, joined(Uint8Array, pieces[name])]));
     });
   }
 

@@ -7,7 +7,7 @@
 import { Resampler } from "./resampler.js";
 
 const RATE = 24_000; // of what comes
-const FIRST_TARGET_MS = 60; // buffered before the first sample goes out: some replies begin with 40 ms, and the next are due in 30
+const FIRST_TARGET_MS = 60; // buffered before the first sample: some replies begin with 40 ms, the next due in 30
 const LARGEST_TARGET_MS = 800;
 const GROWTH = 2; // of the target after an underrun
 const SHRINKAGE = 0.8; // ... after each reply without one: slowly, for a network that was bad once will be so again
