@@ -1,6 +1,7 @@
 """What axe-core finds wrong with the page: nothing serious, in no state, light or dark, wide or narrow. Nothing moves
 for those who ask for that."""
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from talk_page import TalkPage
@@ -96,8 +97,9 @@ def test_nothing_moves_for_those_who_ask(browser_for, app_url):
         assert frames <= 3, "the circle moves"
 
 
-def test_a_phone_scrolls_in_one_direction_only(browser_for, app_url):
-    with browser_for(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True) as page:
+def test_a_phone_scrolls_in_one_direction_only(browser_for, microphone_wav, app_url):
+    wav, _ = microphone_wav([np.zeros(16_000, np.float32)])
+    with browser_for(wav, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True) as page:
         talk = TalkPage(page, app_url)
         page.tap('[data-action="start"]')
         talk.wait_state("listening", "hearing")

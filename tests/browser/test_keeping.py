@@ -30,8 +30,7 @@ def test_a_reload_in_mid_reply_keeps_the_words_and_frees_the_place(browser_for, 
         talk.ask("What day comes after Monday?")
         talk.wait_turns(3)
         assert talk.turns()[2]["most"] == "Tuesday comes after Monday."
-        health = json.load(urllib.request.urlopen(f"{app_url}/health"))
-        assert health["sessions"] == 1
+        talk.until(lambda: json.load(urllib.request.urlopen(f"{app_url}/health"))["sessions"] == 1)
         assert talk.errors == []
 
 

@@ -248,7 +248,7 @@ def test_who_starves_falls_silent_without_a_click_loses_nothing_and_waits_for_mo
     script = [(0, said("play")), (0, sound(1, first)), (frame(300), sound(1, second[: 60 * 24]))]
     script += [(frame(350), sound(1, second[60 * 24 :])), (frame(350), said("end"))]
     heard = Rendering(page, script, 48_000)
-    assert heard.messages("underrun") == [{"type": "underrun", "turn": 1, "underruns": 1, "target_ms": 80}]
+    assert heard.messages("underrun") == [{"type": "underrun", "turn": 1, "underruns": 1, "target_ms": 120}]
     gap = heard.wave[frame(110) : frame(340)]
     assert not gap.any()  # 60 ms are less than the new target of 80
     assert np.abs(np.diff(heard.wave)).max() < 1.2 * 0.5 * 2 * np.pi * 200 / 48_000

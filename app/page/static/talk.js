@@ -169,10 +169,11 @@ export class Talk {
   /** Ask in writing. */
   async type(text) {
     this._live();
+    const interrupts = this._interrupts;
     this.asking.type(this.turns, text);
     this._show();
     await this._unlock().catch(() => {}); // without it the answer is only text
-    this._ask();
+    this._ask(interrupts);
   }
 
   /** Ask with a sound file of any kind. */
@@ -327,28 +328,33 @@ export class Talk {
       this.composer.note("");
       if (epoch !== this._epoch) return; // cleared, ended, or another session opened meanwhile
       this._live();
+      const interrupts = this._interrupts;
       this.asking.give(this.turns, pcm, name);
-      this._ask();
+      this._ask(interrupts);
     } catch (error) {
       this.composer.note(say("compose.file_failed", { name: file, why: error.message }));
     }
   }
 
-  /** Send what waits; a reply that is still being made or said gives way to the person's new question. */
-  _ask() {
+  /** Whether a question that comes now ends what goes on, and is not the next of several that wait. */
+  get _interrupts() {
+    return this.asking.unanswered || this._told !== "listening";
+  }
+
+  /** Send what waits, as soon as nothing else goes on. */
+  _ask(interrupts) {
     if (!this.asking.waits) return;
     clearTimeout(this._idle);
     this.composer.note("");
     this.connection.open();
-    if (this.connection.isOpen && !this._place && (this.asking.unanswered || this._told !== "listening")) this.stop();
+    if (interrupts) this.stop();
     this._sendNext();
     this._show();
   }
 
   _sendNext() {
-    if (this.connection.isOpen && !this._place && this.asking.waits && !this.asking.unanswered) {
-      this.asking.sendNext(this.turns);
-    }
+    if (!this.connection.isOpen || this._place || this._told !== "listening") return;
+    if (this.asking.waits && !this.asking.unanswered) this.asking.sendNext(this.turns);
   }
 
   /** Let the page sound: call it inside a tap or key press. Where that cannot be, answers are only text. */
@@ -439,7 +445,7 @@ export class Talk {
     if (!talked && failed.length) {
       this._again = () => {
         this.asking.again(this.turns, failed);
-        this._ask();
+        this._ask(false);
       };
     }
     this.stage.problem(why, Boolean(this._again));
