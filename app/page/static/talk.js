@@ -332,7 +332,7 @@ export class Talk {
       this.asking.give(this.turns, pcm, name);
       this._ask(interrupts);
     } catch (error) {
-      this.composer.note(say("compose.file_failed", { name: file, why: error.message }));
+      this.composer.note(say("compose.file_failed", { why: error.message }));
     }
   }
 

@@ -35,6 +35,12 @@ export class Transcript {
       this.empty,
       this.list,
     );
+    // What is below it grows and shrinks: who reads at its end stays there.
+    let near = true;
+    this.element.addEventListener("scroll", () => (near = this._following()));
+    new ResizeObserver(() => {
+      if (near && this.element.scrollHeight > this.element.clientHeight) this.element.scrollTop = this.element.scrollHeight;
+    }).observe(this.element);
   }
 
   /** A turn is new or different, or gone. */
@@ -117,20 +123,10 @@ export class Transcript {
       replyPlay: player("reply"),
       times: button({ action: "times", label: "", onclick: () => this._does.choose(turn) }),
     };
-    entry.mine = h(
-      "div",
-      { class: "bubble mine" },
-      h("span", { class: "who" }, say("transcript.you")),
-      entry.userText,
-      entry.userFacts,
-    );
-    entry.its = h(
-      "div",
-      { class: "bubble its" },
-      h("span", { class: "who" }, say("transcript.most")),
-      entry.replyText,
-      entry.replyFacts,
-    );
+    const bubble = (whose, who, ...said) =>
+      h("div", { class: `bubble ${whose}` }, h("span", { class: "who" }, who), ...said);
+    entry.mine = bubble("mine", say("transcript.you"), entry.userText, entry.userFacts);
+    entry.its = bubble("its", say("transcript.most"), entry.replyText, entry.replyFacts);
     entry.foot = h("div", { class: "foot" }, entry.userPlay, entry.replyPlay, entry.times);
     entry.element = h("li", { class: "turn" }, entry.mine, entry.its, entry.foot);
     return entry;
