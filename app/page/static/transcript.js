@@ -39,7 +39,8 @@ export class Transcript {
     let near = true;
     this.element.addEventListener("scroll", () => (near = this._following()));
     new ResizeObserver(() => {
-      if (near && this.element.scrollHeight > this.element.clientHeight) this.element.scrollTop = this.element.scrollHeight;
+      const { scrollHeight, clientHeight } = this.element;
+      if (near && scrollHeight > clientHeight) this.element.scrollTop = scrollHeight;
     }).observe(this.element);
   }
 
