@@ -12,7 +12,7 @@ from app.realtime.session import HANDLERS
 from most_core.assistant import STAGES
 
 STATIC = Path("app/page/static")
-MODULES = {path.name: path.read_text(encoding="utf-8") for path in sorted(STATIC.glob("*.js"))}
+MODULES = {path.name: path.read_text(encoding="utf-8") for path in sorted(STATIC.rglob("*.js"))}
 SERVER = "\n".join(path.read_text(encoding="utf-8") for path in sorted(Path("app/realtime").glob("*.py")))
 FAMILIES = r"(?:most|session|input_audio_buffer|output_audio_buffer|conversation|response)"
 SIDE = {"tabs", "tools", "card", "errors_server"}  # groups that Python reads
