@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.routing_figures import (
+from most_core.metrics import (
     NO_EXPERT,
     UNKNOWN,
     allowed_experts,
