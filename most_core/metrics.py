@@ -268,7 +268,7 @@ def report(
     modalities = {}
     for modality in (TEXT, AUDIO):
         name = MODALITY_NAMES[modality]
-        given = (orders or {}).get("modalities", {}).get(name, {}).get("layers", [None] * len(whole.layers))
+        given = _orders(orders, name, len(whole.layers))
         layers = _layers(pieces, whole, modality, allowed_2LE, kinds, given)
         modalities[name] = {"n": int((whole.modality == modality).sum()), "layers": layers}
     return _plain(
@@ -302,13 +302,25 @@ def _joined(pieces: Sequence[RoutingTrace]) -> RoutingTrace:
     return concatenate(pieces)
 
 
+def _orders(given: Mapping[str, Any] | None, name: str, layers: int) -> list[Any]:
+    if given is None:
+        return [None] * layers
+    try:
+        orders = [layer["coactivation"]["order"] for layer in given["modalities"][name]["layers"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError("the orders of experts are to be taken from a report, and this is none") from error
+    if len(orders) != layers:
+        raise ValueError(f"orders are given for {len(orders)} layers, the traces have {layers}: use the same model")
+    return orders
+
+
 def _layers(
     pieces: Sequence[RoutingTrace],
     whole: RoutingTrace,
     modality: int,
     allowed_2LE: np.ndarray,
     kinds: Mapping[str, tuple[np.ndarray, Sequence[str]]],
-    orders: Sequence[Mapping[str, Any] | None],
+    orders: Sequence[Sequence[int] | None],
 ) -> list[dict[str, Any]]:
     rows, k = whole.modality == modality, whole.chosen.shape[2]
     chosen, tokens, every = whole.chosen[rows], int(rows.sum()), allowed_2LE.shape[2]
@@ -348,7 +360,7 @@ def _layers(
                 "confidence": _mean(q[:, 0] - q[:, 1] if size > 1 < q.shape[1] else [], 0.0),
                 "cut_margin": _mean(q[:, k - 1] - q[:, k] if size > k < q.shape[1] else [], 0.0),
                 "locality": _mean(kept[:, at], k / size),
-                "coactivation": _coactivation(chosen[:, at], group, (orders[at] or {}).get("coactivation")),
+                "coactivation": _coactivation(chosen[:, at], group, orders[at]),
                 "specialisation": {
                     kind: _classes(chosen[:, at], whole.experts[rows, at, 0], labels[rows], names, group, len(pieces))
                     for kind, (labels, names) in kinds.items()
@@ -378,11 +390,11 @@ def _entropy(entropy_T: np.ndarray, size: int) -> dict[str, Any]:
     return {"n": nats["n"], "nats": nats["mean"], "mean": over, "chance": 1.0}
 
 
-def _coactivation(chosen_TK: np.ndarray, group: np.ndarray, like: Mapping[str, Any] | None) -> dict[str, Any]:
+def _coactivation(chosen_TK: np.ndarray, group: np.ndarray, like: Sequence[int] | None) -> dict[str, Any]:
     counts, (tokens, k), size = pair_counts(chosen_TK, group), chosen_TK.shape, len(group)
-    order = group[clustering_order(counts)] if like is None else np.array(like["order"])
-    if sorted(order.tolist()) != group.tolist():
-        raise ValueError(f"the order {order.tolist()} is not one of the experts {group.tolist()}: use the same groups")
+    order = group[clustering_order(counts)].tolist() if like is None else like
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, group.tolist())):
+        raise ValueError(f"the order {order} is not one of the experts {group.tolist()}: use the same groups")
     alone = np.diag(counts).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = counts / alone[:, None]
