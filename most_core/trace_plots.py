@@ -27,6 +27,7 @@ STYLE = {
     "ytick.major.width": 0.5,
     "legend.frameon": False,
     "legend.fontsize": 6,
+    "text.parse_math": False,  # names of classes come from files
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "most",  # the same report gives the same file
 }
@@ -91,15 +92,15 @@ def _legend(axes: Axes, counted: str) -> None:
     axes.legend(handles, labels, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def _grid(axes: Axes, values: np.ndarray, side: Mapping[str, Any], **colours: Any) -> ScalarMappable:
-    """Layers down, places of experts in their group across."""
+def _grid(axes: Axes, values: np.ndarray, side: Mapping[str, Any], ticks: int, **colours: Any) -> ScalarMappable:
+    """Layers down, places of experts in their group across, at most `ticks` of them with their numbers."""
     image = axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
     layers = [layer["layer"] for layer in side["layers"]]
     step = 1 + len(layers) // 9
     axes.set_yticks(range(0, len(layers), step), layers[::step])
     groups = [layer["experts"] for layer in side["layers"]]
     if all(group == groups[0] for group in groups):
-        step = 1 + len(groups[0]) // 13
+        step = -(-len(groups[0]) // ticks)
         axes.set_xticks(range(0, len(groups[0]), step), groups[0][::step])
     axes.set_facecolor(UNUSED)
     axes.tick_params(length=0)
@@ -135,7 +136,7 @@ def _load(sides: Mapping[str, Any]) -> Figure:
     }
     most = max(2.0, *(np.nanmax(values) for values in loads.values()))
     for axes, (name, side) in zip(panels[1:], sides.items()):
-        image = _grid(axes, loads[name], side, cmap="cividis", vmin=0, vmax=most)
+        image = _grid(axes, loads[name], side, 16, cmap="cividis", vmin=0, vmax=most)
         axes.set_title(f"{name} experts, n = {side['n']:,} tokens", color=LOOKS[name]["color"])
         axes.set_ylabel("MoE layer")
         axes.set_xlabel(_across(side))
@@ -167,14 +168,14 @@ def _specialisation(sides: Mapping[str, Any]) -> Figure:
     for row, (name, side, kind, label) in enumerate(panels):
         found = [layer["specialisation"][kind] for layer in side["layers"]]
         place = [each["name"] for each in found[0]["classes"]].index(label)
-        n, chance = found[0]["classes"][place]["n"], found[0]["chance"]
+        n, chances = found[0]["classes"][place]["n"], sorted({f"{each['chance']:.2f}" for each in found})
         shares = _rows([each["share"][place] for each in found])
         with np.errstate(divide="ignore"):
             lifts = np.log2(_rows([each["lift"][place] for each in found]))
-        left = _grid(grid[row, 0], shares, side, cmap="cividis", vmin=0, vmax=1)
-        right = _grid(grid[row, 1], lifts.clip(-2, 2), side, cmap=_diverging(), vmin=-2, vmax=2)
+        left = _grid(grid[row, 0], shares, side, 8, cmap="cividis", vmin=0, vmax=1)
+        right = _grid(grid[row, 1], lifts.clip(-2, 2), side, 8, cmap=_diverging(), vmin=-2, vmax=2)
         grid[row, 0].set_title(f"{name}, {label}, n = {n:,} tokens", color=LOOKS[name]["color"])
-        grid[row, 1].set_title(f"over chance {chance:.2f}")
+        grid[row, 1].set_title(f"over chance, {' to '.join({chances[0]: 0, chances[-1]: 0})}")
         grid[row, 0].set_ylabel("MoE layer")
         grid[row, 1].set_yticks([])
         grid[row, 1].sharex(grid[row, 0])
@@ -197,7 +198,9 @@ def _coactivation(sides: Mapping[str, Any]) -> Figure:
     across = 3 if all(len(side["layers"]) <= 6 for side in sides.values()) else 5
     downs = [-(-len(side["layers"]) // across) for side in sides.values()]
     figure = _figure(0.9 + (WIDTH / across + 0.12) * max(1, sum(downs)))
-    figure.suptitle("Co-activation, all pairs", x=0.01, ha="left", fontweight="bold", fontsize=8)
+    figure.suptitle(
+        "Co-activation: all pairs, alike experts side by side", x=0.01, ha="left", fontweight="bold", fontsize=8
+    )
     if not sides:
         return _empty(figure)
     grid, image, top = figure.subplots(sum(downs), across, squeeze=False), None, 0
@@ -220,7 +223,7 @@ def _coactivation(sides: Mapping[str, Any]) -> Figure:
             axes.set_yticks(ticks, labels)
             axes.set_title(f"layer {layer['layer']}", pad=2, fontsize=6)
         first, colour = grid[top, 0], LOOKS[name]["color"]
-        heading = f"{name}, n = {side['n']:,}\n{first.get_title(loc='left')}"
+        heading = f"{name}, n = {side['n']:,} tokens\n{first.get_title(loc='left')}"
         first.set_title(heading, pad=2, color=colour, fontsize=6)
         top += down
     _lift_bar(figure, image, list(grid.flat), "lift of a pair over that of a fair draw (1: chance); grey: undefined")
