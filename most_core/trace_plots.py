@@ -174,7 +174,7 @@ def _specialisation(sides: Mapping[str, Any]) -> Figure:
             lifts = np.log2(_rows([each["lift"][place] for each in found]))
         left = _grid(grid[row, 0], shares, side, 8, cmap="cividis", vmin=0, vmax=1)
         right = _grid(grid[row, 1], lifts.clip(-2, 2), side, 8, cmap=_diverging(), vmin=-2, vmax=2)
-        grid[row, 0].set_title(f"{name}, {label}, n = {n:,} tokens", color=LOOKS[name]["color"])
+        grid[row, 0].set_title(f"{name}, {label}, n = {n:,}", color=LOOKS[name]["color"])
         grid[row, 1].set_title(f"over chance, {' to '.join({chances[0]: 0, chances[-1]: 0})}")
         grid[row, 0].set_ylabel("MoE layer")
         grid[row, 1].set_yticks([])
