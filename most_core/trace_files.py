@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.errors import StrictDataclassError
 
-from most_core.config import MostConfig
+from most_core.config import AUDIO, TEXT, MostConfig
 
 Arrays = dict[str, np.ndarray]
 
@@ -87,7 +87,9 @@ def parse_trace(
             raise ValueError("their metadata differ")
         config = MostConfig.from_dict(json.loads(meta["config"]))
         int(meta["seed"] or 0), meta["model_hash"], meta["dtype"]  # there, and of their kinds
-        token = tables["tokens"]["token"]
+        token, unknown = tables["tokens"]["token"], set(tables["tokens"]["modality"].tolist()) - {TEXT, AUDIO}
+        if unknown:
+            raise ValueError(f"modality {min(unknown)} is neither 0 (text) nor 1 (audio)")
         arrays = _unfold_routing(token, tables["routing"], config) | _unfold_layers(token, tables["layers"], config)
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]

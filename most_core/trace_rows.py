@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from most_core.config import MostConfig
-from most_core.router import group_mask
 from most_core.trace_files import NO_EXPERT, parse_trace, read_trace, trace_bytes, write_trace
 
 
@@ -132,11 +131,9 @@ class RoutingTrace(RoutingRows):
     @property
     def leakage(self) -> float:
         """Share of tokens with a chosen expert outside their group: counted from `chosen`, not assumed."""
-        groups_2LE = group_masks(self.config).numpy()
-        allowed = np.pad(groups_2LE, ((0, 0), (0, 0), (0, NO_EXPERT + 1 - groups_2LE.shape[2])))
-        allowed[..., NO_EXPERT] = True
-        inside = allowed[self.modality[:, None, None], np.arange(len(self.layers))[:, None], self.chosen]
-        return float((~inside).any((1, 2)).mean()) if self.num_tokens else 0.0
+        allowed_2LE = allowed_experts(self.config.expert_groups(), self.config.n_routed_experts)
+        outside = (self.chosen != NO_EXPERT) & ~inside_group(self.chosen, self.modality, allowed_2LE)
+        return float(outside.any((1, 2)).mean()) if self.num_tokens else 0.0
 
     @property
     def _metadata(self) -> dict[str, str]:
@@ -168,7 +165,22 @@ class RoutingTrace(RoutingRows):
         return cls(**arrays, config=config, model_hash=meta["model_hash"], dtype=meta["dtype"], seed=seed)
 
 
+def allowed_experts(groups: Sequence[tuple[list[int], list[int]]], experts: int) -> np.ndarray:
+    """[2, L, E] bool: which experts tokens of each modality may meet, from `MostConfig.expert_groups()`."""
+    allowed = np.zeros((2, len(groups), experts), bool)
+    for layer, sides in enumerate(groups):
+        for modality, group in enumerate(sides):
+            allowed[modality, layer, group] = True
+    return allowed
+
+
+def inside_group(experts_TLK: np.ndarray, modality_T: np.ndarray, allowed_2LE: np.ndarray) -> np.ndarray:
+    """[T, L, K] bool: which of these experts are in the token's own group. An empty slot is in none."""
+    known = experts_TLK != NO_EXPERT
+    layers = np.arange(experts_TLK.shape[1])[:, None]
+    return known & allowed_2LE[modality_T[:, None, None], layers, np.where(known, experts_TLK, 0)]
+
+
 def group_masks(config: MostConfig) -> torch.Tensor:
-    """[2, L, E] bool: which experts tokens of each modality may meet in each MoE layer."""
-    cpu = torch.device("cpu")
-    return torch.stack([group_mask(g, config.n_routed_experts, cpu) for g in config.expert_groups()], 1)
+    """`allowed_experts` of a configuration, as a tensor."""
+    return torch.from_numpy(allowed_experts(config.expert_groups(), config.n_routed_experts))

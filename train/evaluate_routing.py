@@ -30,16 +30,7 @@ from most_core.assistant import Most
 from most_core.config import AUDIO, MODALITY_NAMES, TEXT
 from most_core.generation import GenerationSettings
 from most_core.loading import load
-from most_core.processing import as_messages
-from most_core.router import MostRouter, choose_experts
-from most_core.speech import SAMPLE_RATE
-from most_core.trace import RoutingTrace
-from most_core.trace_rows import concatenate
-from train import token_classes
-from train.config import RunOptions
-from train.data import test_sets
-from train.progress import Progress
-from train.routing_figures import (
+from most_core.metrics import (
     UNKNOWN,
     Balance,
     Specialisation,
@@ -50,6 +41,15 @@ from train.routing_figures import (
     leakage,
     specialisation,
 )
+from most_core.processing import as_messages
+from most_core.router import MostRouter, choose_experts
+from most_core.speech import SAMPLE_RATE
+from most_core.trace import RoutingTrace
+from most_core.trace_rows import concatenate
+from train import token_classes
+from train.config import RunOptions
+from train.data import test_sets
+from train.progress import Progress
 from train.scoreboard import Scoreboard
 
 SPOKEN, TYPED, KNOCKED = 100, 50, 20

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from most_core.metrics import UNKNOWN
 from most_core.speech import Word
 from train.data.pronunciation import PHONES, phone_ids
 from train.data.world.coffee import DRINKS, MILKS, ROASTS, SUGARS
 from train.data.world.tables import listed
-from train.routing_figures import UNKNOWN
 
 WORD_CLASSES = ("marker", "punctuation", "number", "coffee", "function", "content")
 ROLES = ("user", "assistant")

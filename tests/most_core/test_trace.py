@@ -349,6 +349,12 @@ DAMAGE = {
         ValueError,
         "more than 2",
     ),
+    "modality": (
+        "tokens",
+        lambda path: edit(path, lambda t: t.set_column(3, "modality", [[7] * 11]).cast(SCHEMAS["tokens"])),
+        ValueError,
+        "modality 7 is neither",
+    ),
     "unknown expert": (
         "routing",
         lambda path: edit(path, lambda t: t.set_column(3, "expert", [[99] * t.num_rows]).cast(SCHEMAS["routing"])),

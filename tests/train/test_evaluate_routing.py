@@ -8,13 +8,13 @@ import torch
 
 from most_core import GenerationSettings
 from most_core.config import AUDIO, TEXT
+from most_core.metrics import Specialisation, Specialist
 from most_core.router import MostRouter
 from train import __main__ as cli
 from train import evaluate_routing
 from train.data import test_sets
 from train.data.utterance import Utterance
 from train.evaluate_routing import knocked_out, measure, reply_log_probs, specialists_table
-from train.routing_figures import Specialisation, Specialist
 from train.scoreboard import Scoreboard
 
 FEW = GenerationSettings(max_new_tokens=24, max_heard_tokens=6, max_sentence_tokens=5, max_sentence_units=8)
