@@ -22,7 +22,8 @@ from most_core.config import AUDIO, TEXT
 from most_core.replay import Replay, features_of, importance, prompt_of, scored
 from most_core.speech import SAMPLE_RATE
 
-MOST_PAIRS, MOST_EXACT = 10_000, 50  # experts that are off at a time; experts that are left out one by one
+MOST_PAIRS, MOST_RANKED = 10_000, 20  # experts that are off at a time; experts that are told of
+TRIED = 3  # times as many are left out one by one: estimates are rough where a reply is sure of its words
 Pair = Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Field(min_length=2, max_length=2)]
 Mode = Literal["next", "zero"]
 
@@ -43,7 +44,7 @@ class _KnockOut(_Turn):
 
 
 class _Importance(_Turn):
-    count: Annotated[int, Field(ge=1, le=MOST_EXACT)] = 5
+    count: Annotated[int, Field(ge=1, le=MOST_RANKED)] = 5
 
 
 async def knock_out(service: Service, given: dict[str, Any]) -> Answer:
@@ -68,8 +69,8 @@ async def rank_experts(service: Service, given: dict[str, Any]) -> Answer:
     asked = await asyncio.to_thread(checked, _Importance, given)
     trace, wave = await asyncio.to_thread(_read, service, asked)
     most = service.most
-    found = await _made(service, lambda cancel: _important(most, trace, wave, asked.count, asked.mode))
-    found.sort(key=lambda effect: -abs(effect.exact))
+    found = await _made(service, lambda cancel: _important(most, trace, wave, TRIED * asked.count, asked.mode))
+    found = sorted(found, key=lambda effect: -abs(effect.exact))[: asked.count]
     return Whole(to_json({"experts": [dataclasses.asdict(effect) for effect in found]}))
 
 
