@@ -63,8 +63,8 @@ class RoutingRows:
             "modality": self.modality.tolist(),
             "role": self.role.tolist(),
             "text": self.text.tolist(),
-            "start_ms": [None if math.isnan(s) else round(1000 * s) for s in self.start_s.tolist()],
-            "end_ms": [None if math.isnan(s) else round(1000 * s) for s in self.end_s.tolist()],
+            "start_ms": milliseconds(self.start_s),
+            "end_ms": milliseconds(self.end_s),
             "layers": self.layers.tolist(),
             "k": k,
             "experts": _base64(self.chosen),
@@ -76,6 +76,11 @@ class RoutingRows:
 
 PER_TOKEN = [field.name for field in fields(RoutingRows) if field.name != "layers"]
 Rows = TypeVar("Rows", bound=RoutingRows)
+
+
+def milliseconds(seconds: np.ndarray) -> list[int | None]:
+    """None where the time is unknown."""
+    return [round(1000 * s) if math.isfinite(s) else None for s in seconds.tolist()]
 
 
 def _base64(values: np.ndarray) -> str:
@@ -129,11 +134,15 @@ class RoutingTrace(RoutingRows):
         return self.chosen.size
 
     @property
+    def outside(self) -> np.ndarray:
+        """[T, L, K] bool: which chosen experts are outside the token's group. An empty slot is not."""
+        allowed_2LE = allowed_experts(self.config.expert_groups(), self.config.n_routed_experts)
+        return (self.chosen != NO_EXPERT) & ~inside_group(self.chosen, self.modality, allowed_2LE)
+
+    @property
     def leakage(self) -> float:
         """Share of tokens with a chosen expert outside their group: counted from `chosen`, not assumed."""
-        allowed_2LE = allowed_experts(self.config.expert_groups(), self.config.n_routed_experts)
-        outside = (self.chosen != NO_EXPERT) & ~inside_group(self.chosen, self.modality, allowed_2LE)
-        return float(outside.any((1, 2)).mean()) if self.num_tokens else 0.0
+        return float(self.outside.any((1, 2)).mean()) if self.num_tokens else 0.0
 
     @property
     def _metadata(self) -> dict[str, str]:
