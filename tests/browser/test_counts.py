@@ -58,7 +58,7 @@ def blank(browser_for):
 
 
 def made_up(seed, layers=3, routed=12, k=4, tokens=90, leaks=5, empty=7):
-    """(facts of experts, modalities, choices): each layer's groups are others, a few choices leak, a few are missing."""
+    """(facts of experts, groups, modalities, choices): layers differ, a few choices leak, a few are missing."""
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(routed) for _ in range(layers)]
     groups = [(sorted(o[: routed // 2 - 1].tolist()), sorted(o[routed // 2 - 1 :].tolist())) for o in orders]
