@@ -181,9 +181,10 @@ export class Banks {
           if (across < NUMBERED || size < 8) continue;
           if (this._side[cell] === AUDIO) {
             pen.fillStyle = colour.fills[level];
-            pen.fillRect(x + across / 2 - 8, y + tall / 2 - size / 2 - 1, 15, size + 1);
+            const wide = Math.min(16, across - 1);
+            pen.fillRect(x + (across - 1 - wide) / 2, y + (tall - size) / 2 - 1, wide, size + 1);
           }
-          pen.fillStyle = colour.inks[level];
+          pen.fillStyle = paint.surface;
           pen.fillText(group[at], x + (across - 1) / 2, y + tall / 2);
         }
       }
