@@ -1,5 +1,6 @@
 """The routing beside the conversation, live: through a real browser, the real app and nano's own routers."""
 
+import base64
 import json
 import re
 
@@ -52,8 +53,6 @@ def pixels(page):
 def trace_of(page, turn=-1):
     """The recorded trace of a turn, from what the socket sent."""
     pieces = page.evaluate("told.filter((event) => event.type === 'most.record.piece')")
-    import base64
-
     files = {}
     last = [piece for piece in pieces if piece["turn_id"] == pieces[turn]["turn_id"]]
     for piece in last:
@@ -85,8 +84,8 @@ def test_a_spoken_question_is_routed_while_it_is_heard(browser_for, microphone_w
             """() => {
               globalThis.seen = [];
               const routing = document.querySelector(".routing");
-              new MutationObserver(() => seen.push({...routing.dataset, words: routing.querySelector("header").innerText}))
-                .observe(routing, {attributes: true});
+              const look = () => seen.push({...routing.dataset, words: routing.querySelector("header").innerText});
+              new MutationObserver(look).observe(routing, {attributes: true});
             }"""
         )
         talk.press("start")

@@ -146,7 +146,6 @@ export class Banks {
     const pen = fit(this._canvas, this._width, this._height);
     const paint = colours();
     if (!this._base) this._paintBase(paint);
-    pen.clearRect(0, 0, this._width, this._height);
     pen.drawImage(this._base, 0, 0, this._width, this._height);
     let glows = false;
     const { layers, routed } = this._experts;

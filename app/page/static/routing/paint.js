@@ -18,14 +18,16 @@ export function scale() {
   return Math.min(devicePixelRatio || 1, 2);
 }
 
-/** Fit a canvas to a size of the page: its pen, in the page's pixels. */
+/** Fit a canvas to a size of the page, and empty it: its pen, in the page's pixels. */
 export function fit(canvas, width, height) {
   const by = scale();
   const [across, down] = [Math.max(Math.round(width * by), 1), Math.max(Math.round(height * by), 1)];
   if (canvas.width !== across) canvas.width = across;
   if (canvas.height !== down) canvas.height = down;
-  const pen = canvas.getContext("2d");
+  const pen = canvas.getContext("2d", { alpha: false });
   pen.setTransform(by, 0, 0, by, 0, 0);
+  pen.fillStyle = colours().surface;
+  pen.fillRect(0, 0, width, height);
   return pen;
 }
 

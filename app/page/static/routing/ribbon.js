@@ -127,6 +127,7 @@ export class Ribbon {
 
   /** Keep the newest token in sight. */
   follow() {
+    if (this._following) return;
     const focused = document.activeElement === this._newest;
     this._following = true;
     this._newest.hidden = true;
@@ -253,7 +254,6 @@ export class Ribbon {
     const paint = colours();
     const by = scale();
     const shift = GUTTER - Math.round(this._scroll * by) / by;
-    pen.clearRect(0, 0, this._width, this._height);
     pen.save();
     pen.beginPath();
     pen.rect(GUTTER, 0, this._width - GUTTER, this._height);
@@ -590,7 +590,6 @@ export class Ribbon {
   _drawOverview(paint) {
     const width = this._width;
     const pen = fit(this._overview, width, OVERVIEW);
-    pen.clearRect(0, 0, width, OVERVIEW);
     pen.fillStyle = paint.sunken;
     pen.fillRect(0, 0, width, OVERVIEW);
     const by = width / Math.max(this._total, this._room);

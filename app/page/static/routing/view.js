@@ -222,9 +222,11 @@ export class View {
     if (this.selection && !turns.includes(this.selection.turn)) this._does.select(null);
     if (this.span && !turns.includes(this.span.from.turn)) this._does.brush(null);
     this._chooseModel(turns);
+    if (!turns.includes(this._live)) this._live = undefined;
     this._ribbon.changed();
     this._ribbon.follow();
-    this._figuresSoon();
+    this._showFigures();
+    this._dataSoon();
   }
 
   /** An opened session may be of another model than the one that talks. */
@@ -291,7 +293,7 @@ export class View {
     if (!this._ribbon) return;
     this._turn = turn ?? undefined;
     if (turn) this._ribbon.revealTurn(turn);
-    this._figuresSoon();
+    this._showFigures();
   }
 
   /** Mark what the router would have chosen without the mask. */
@@ -308,7 +310,7 @@ export class View {
     this._ribbon.frozen = on;
     this._frozenAt = on ? this.routing.count : null;
     if (!on) this._ribbon.follow();
-    this._figuresSoon();
+    this._showFigures();
     this._soon();
   }
 
@@ -492,7 +494,7 @@ export class View {
 
   _showState() {
     let state = "waiting";
-    const turn = this._live;
+    const turn = this._live === undefined ? this._turn : this._live;
     if (turn === null && this.routing.pending) state = "listening";
     else if (turn) {
       const rows = this.routing.of(turn);
