@@ -75,7 +75,7 @@ export class Rows {
     const { tokens, experts, k, wide } = trace;
     const rows = new Rows(experts.layers, k, wide);
     rows.first = tokens.token[0] ?? 0;
-    rows.report = trace.report;
+    rows.report = trace.report ?? null;
     for (const name of [...TOLD, "logprob", "id", "turn"]) rows[name] = tokens[name];
     const ranked = bytesOf(trace.unmasked);
     const probs = floatsOf(trace.chosen_probs);
