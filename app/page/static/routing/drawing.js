@@ -41,8 +41,9 @@ export function drawingOf(pieces, lines) {
     band.forEach(({ turn, rows, token }, column) => {
       const x = LEFT + column * CELL.width;
       const first = column === 0 || band[column - 1].turn !== turn;
-      if (first) marks.push(text(x, y, say("inspector.turn_mark", { turn: turn.number, token: token + 1 }), { size: 11 }));
-      else if (token % 10 === 9 && column + 3 < BAND) marks.push(text(x, y, String(token + 1), { size: 11 }));
+      if (first)
+        marks.push(text(x, y, say("inspector.turn_mark", { turn: turn.number, token: token + 1 }), { size: 11 }));
+      else if (token % 10 === 9 && column > 4) marks.push(text(x, y, String(token + 1), { size: 11 }));
       layers.forEach((_, layer) => {
         const place = { x, y: y + 6 + layer * CELL.height };
         cells.push({ ...place, turn, token, layer });
@@ -87,7 +88,7 @@ function filled(box, modality, share, words) {
   return [
     { ...box, fill, line },
     // Hatching tells sound from text without colours; it leaves the middle to the number.
-    ...(modality === AUDIO ? [4, 8].map((size) => ({ kind: "corner", ...box, size, line: dark ? ink : line })) : []),
+    ...(modality === AUDIO ? [4, 8].map((size) => ({ ...box, kind: "corner", size, line: dark ? ink : line })) : []),
     text(middle.x, middle.y, words, { size: 11, fill: ink, anchor: "middle" }),
   ];
 }
@@ -95,7 +96,9 @@ function filled(box, modality, share, words) {
 function legend(marks, y) {
   let x = EDGE;
   const box = (modality, share, words) => {
-    marks.push(...filled({ kind: "box", x, y, width: CELL.width - 2, height: CELL.height - 2 }, modality, share, words));
+    marks.push(
+      ...filled({ kind: "box", x, y, width: CELL.width - 2, height: CELL.height - 2 }, modality, share, words),
+    );
     x += CELL.width;
   };
   const note = (words) => {
@@ -114,7 +117,13 @@ const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at 
 function mixed(from, to, share) {
   const [a, b] = [channels(from), channels(to)];
   const part = Math.min(Math.max(share, 0), 1);
-  return `#${a.map((value, i) => Math.round(value + (b[i] - value) * part).toString(16).padStart(2, "0")).join("")}`;
+  return `#${a
+    .map((value, i) =>
+      Math.round(value + (b[i] - value) * part)
+        .toString(16)
+        .padStart(2, "0"),
+    )
+    .join("")}`;
 }
 
 /** As WCAG counts it. */

@@ -38,7 +38,7 @@ export class ExpertCard {
     const sides = [TEXT, AUDIO].filter((modality) => side === "both" || (side === "audio") === (modality === AUDIO));
     this.element.dataset.layer = expert.layer;
     this.element.dataset.expert = expert.expert;
-    this.element.replaceChildren(
+    const parts = [
       h("h3", {}, expertName(expert)),
       h("p", { class: "side", "data-side": side }, say(`inspector.side_${side}`)),
       button({
@@ -53,7 +53,8 @@ export class ExpertCard {
         [say("inspector.likes"), say("inspector.likes_formula")],
         [say("inspector.partners"), say("inspector.partners_formula")],
       ]),
-    );
+    ];
+    this.element.replaceChildren(...parts.filter(Boolean));
   }
 
   _side(found, modality, layer, expert, experts) {
@@ -67,7 +68,12 @@ export class ExpertCard {
         [
           say("inspector.chosen_share"),
           tokens
-            ? say("inspector.chosen_is", { percent: percent(chosen / tokens), chosen, n: tokens, chance: percent(chance) })
+            ? say("inspector.chosen_is", {
+                percent: percent(chosen / tokens),
+                chosen,
+                n: tokens,
+                chance: percent(chance),
+              })
             : say("inspector.no_tokens"),
           { "data-chosen": chosen, "data-tokens": tokens, "data-chance": chance },
         ],
@@ -207,30 +213,32 @@ function partners({ tokens, chosen, beside, all }, { layer }, does) {
         "tr",
         {},
         h("th", { scope: "col" }, say("inspector.expert_column")),
-        h("th", { scope: "col" }, say("inspector.together")),
-        h("th", { scope: "col" }, say("inspector.lift")),
+        h("th", { scope: "col", class: "figure" }, say("inspector.together")),
+        h("th", { scope: "col", class: "figure" }, say("inspector.lift")),
       ),
     ),
     h(
       "tbody",
       {},
-      ...listed.slice(0, MOST_TEXTS).map(({ expert, both, share, lift }) =>
-        h(
-          "tr",
-          { "data-expert": expert, "data-both": both, "data-lift": lift },
+      ...listed
+        .slice(0, MOST_TEXTS)
+        .map(({ expert, both, share, lift }) =>
           h(
-            "th",
-            { scope: "row" },
+            "tr",
+            { "data-expert": expert, "data-both": both, "data-lift": lift },
             h(
-              "button",
-              { type: "button", class: "link", onclick: () => does.selectExpert({ layer, expert }) },
-              say("inspector.expert", { expert }),
+              "th",
+              { scope: "row" },
+              h(
+                "button",
+                { type: "button", class: "link", onclick: () => does.selectExpert({ layer, expert }) },
+                say("inspector.expert", { expert }),
+              ),
             ),
+            h("td", { class: "figure" }, percent(share)),
+            h("td", { class: "figure" }, `× ${lift.toFixed(2)}`),
           ),
-          h("td", { class: "figure" }, percent(share)),
-          h("td", { class: "figure" }, `× ${lift.toFixed(2)}`),
         ),
-      ),
     ),
   );
 }

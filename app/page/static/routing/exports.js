@@ -12,7 +12,13 @@ import { piecesOf, wholeOf } from "./telling.js";
 
 const SCOPES = ["span", "turn", "conversation"];
 const KINDS = ["png", "svg", "html", "json", "parquet"];
-const TYPES = { png: "image/png", svg: "image/svg+xml", html: "text/html", json: "application/json", zip: "application/zip" };
+const TYPES = {
+  png: "image/png",
+  svg: "image/svg+xml",
+  html: "text/html",
+  json: "application/json",
+  zip: "application/zip",
+};
 
 export class Exports {
   /** `does`: download(blob, name), turns(), about(), as in view.js. */
@@ -31,7 +37,12 @@ export class Exports {
     this._buttons = Object.fromEntries(
       KINDS.map((kind) => [
         kind,
-        button({ action: `export-${kind}`, shape: "save", label: say(`inspector.export_${kind}`), onclick: () => this._save(kind) }),
+        button({
+          action: `export-${kind}`,
+          shape: "save",
+          label: say(`inspector.export_${kind}`),
+          onclick: () => this._save(kind),
+        }),
       ]),
     );
     this._status = h("p", { class: "status", role: "status" });
@@ -45,7 +56,12 @@ export class Exports {
         ...SCOPES.map((scope) => h("label", {}, this._scopes[scope], say(`inspector.scope_${scope}`))),
       ),
       ...KINDS.map((kind) =>
-        h("div", { class: "export" }, this._buttons[kind], h("p", { class: "soft" }, say(`inspector.export_${kind}_about`))),
+        h(
+          "div",
+          { class: "export" },
+          this._buttons[kind],
+          h("p", { class: "soft" }, say(`inspector.export_${kind}_about`)),
+        ),
       ),
       h("p", {}, h("label", {}, this._sounds, say("inspector.with_sounds"))),
       this._status,
@@ -117,7 +133,9 @@ export class Exports {
     const title = { model: about.model.name, first: first.turn.number, last: last.turn.number };
     return [
       say(first === last ? "inspector.picture_turn" : "inspector.picture_turns", title),
-      ...(first === last ? [say("inspector.picture_words", { you: first.turn.user.text, reply: first.turn.reply.text })] : []),
+      ...(first === last
+        ? [say("inspector.picture_words", { you: first.turn.user.text, reply: first.turn.reply.text })]
+        : []),
       say("inspector.picture_n", { n: sum.tokens, ...sum }),
       ...(pieces.every(({ rows }) => rows.exact) ? [] : [say("inspector.approximate")]),
     ];
@@ -157,7 +175,11 @@ export class Exports {
   _json(pieces) {
     const turns = pieces.map((piece) => turnOf(piece));
     const about = { ...this._does.about(), scope: this._scope };
-    return JSON.stringify({ format: "most-routing", version: 1, created: new Date().toISOString(), ...about, turns }, null, 1);
+    return JSON.stringify(
+      { format: "most-routing", version: 1, created: new Date().toISOString(), ...about, turns },
+      null,
+      1,
+    );
   }
 
   _parquet(pieces) {

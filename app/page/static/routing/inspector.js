@@ -178,7 +178,11 @@ export class Inspector {
     if (!pieces.length) return this._spans.replaceChildren();
     const [first, last] = [pieces[0], pieces.at(-1)];
     const told = { from: first.from + 1, first: first.turn.number, to: last.to, last: last.turn.number };
-    const clear = button({ action: "clear-span", label: say("inspector.clear_span"), onclick: () => this._clearSpan() });
+    const clear = button({
+      action: "clear-span",
+      label: say("inspector.clear_span"),
+      onclick: () => this._clearSpan(),
+    });
     return this._spans.replaceChildren(
       h("p", {}, span ? say("inspector.span_is", told) : say("inspector.span_whole")),
       span ? clear : "",

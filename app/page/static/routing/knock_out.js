@@ -4,7 +4,7 @@ import { fetched } from "../asking.js";
 import { button, h } from "../dom.js";
 import { REPLY_RATE, TABLES, base64Of, bytesOf, joined } from "../turns.js";
 import { say } from "../words.js";
-import { expertName, modalityOf, nats, tokenText } from "./telling.js";
+import { expertName, modalityOf, nats, scrolled, tokenText } from "./telling.js";
 
 const COUNT = 5; // experts that are told to matter
 const CHART = { width: 600, height: 120 };
@@ -29,7 +29,12 @@ export class KnockOut {
     this._try = button({ action: "knock-out", label: say("inspector.try"), onclick: () => this._answer() });
     this._try.classList.add("primary");
     this._ask = button({ action: "importance", label: say("inspector.importance"), onclick: () => this._importance() });
-    this._cancel = button({ action: "cancel", label: say("inspector.cancel"), hidden: true, onclick: () => this.cancel() });
+    this._cancel = button({
+      action: "cancel",
+      label: say("inspector.cancel"),
+      hidden: true,
+      onclick: () => this.cancel(),
+    });
     this._status = h("p", { class: "status", role: "status" });
     this._result = h("div", { class: "knock-out-result" });
     this.element = h(
@@ -239,9 +244,8 @@ export class KnockOut {
           .join(" "),
       ),
       chart(tokens),
-      h(
-        "div",
-        { class: "table-scroll", role: "region", tabindex: 0, "aria-label": say("inspector.per_token") },
+      scrolled(
+        say("inspector.per_token"),
         h(
           "table",
           { class: "per-token" },
@@ -265,7 +269,11 @@ function tableHead(names) {
   return h(
     "thead",
     {},
-    h("tr", {}, ...names.map((name) => h("th", { scope: "col" }, say(`inspector.${name}`)))),
+    h(
+      "tr",
+      {},
+      ...names.map((name, i) => h("th", { scope: "col", class: i > 1 ? "figure" : null }, say(`inspector.${name}`))),
+    ),
   );
 }
 
@@ -296,8 +304,17 @@ function chart(tokens) {
   const scale = height / (top - bottom || 1);
   const step = width / Math.max(tokens.length, 1);
   const lowest = changes.indexOf(bottom);
-  const label = lowest < 0 ? say("inspector.chart_none") : say("inspector.chart", { nats: nats(bottom, true), text: tokens[lowest].text });
-  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, class: "changes", role: "img", "aria-label": label });
+  const label =
+    lowest < 0
+      ? say("inspector.chart_none")
+      : say("inspector.chart", { nats: nats(bottom, true), text: tokens[lowest].text });
+  const svg = draw("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    preserveAspectRatio: "none",
+    class: "changes",
+    role: "img",
+    "aria-label": label,
+  });
   svg.append(draw("line", { x1: 0, x2: width, y1: top * scale, y2: top * scale, class: "zero" }));
   changes.forEach((change, i) => {
     const y = (change > 0 ? top - change : top) * scale;
@@ -307,7 +324,11 @@ function chart(tokens) {
   return h(
     "figure",
     {},
-    h("figcaption", {}, say("inspector.chart_about", { top: nats(top, true), bottom: nats(bottom, true), n: tokens.length })),
+    h(
+      "figcaption",
+      {},
+      say("inspector.chart_about", { top: nats(top, true), bottom: nats(bottom, true), n: tokens.length }),
+    ),
     svg,
   );
 }
@@ -324,7 +345,7 @@ function differences(before, after) {
     }
   }
   const sides = [[], []];
-  for (let i = 0, j = 0; i < old.length || j < fresh.length; ) {
+  for (let i = 0, j = 0; i < old.length || j < fresh.length;) {
     if (i < old.length && j < fresh.length && same(i, j)) {
       sides[0].push(old[i++]);
       sides[1].push(fresh[j++]);

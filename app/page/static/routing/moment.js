@@ -59,7 +59,14 @@ function spoken({ number, user, reply }) {
       {},
       h("b", {}, `${say(`inspector.${who}`)}: `),
       h("bdi", {}, text),
-      sound ? button({ action: `play-${who}`, shape: "play", label: say("inspector.listen"), onclick: () => play(sound, rate) }) : "",
+      sound
+        ? button({
+            action: `play-${who}`,
+            shape: "play",
+            label: say("inspector.listen"),
+            onclick: () => play(sound, rate),
+          })
+        : "",
     );
   return h(
     "section",
@@ -79,7 +86,10 @@ function play(base64, rate) {
   const bytes = bytesOf(base64);
   const pcm = new Int16Array(bytes.buffer, 0, bytes.length >> 1);
   const buffer = speaker.createBuffer(1, pcm.length, rate);
-  buffer.copyToChannel(Float32Array.from(pcm, (sample) => sample / 32768), 0);
+  buffer.copyToChannel(
+    Float32Array.from(pcm, (sample) => sample / 32768),
+    0,
+  );
   playing = new AudioBufferSourceNode(speaker, { buffer });
   playing.connect(speaker.destination);
   playing.start();

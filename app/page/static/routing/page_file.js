@@ -1,4 +1,4 @@
-// One HTML file that shows a moment wherever it is opened: data, the page's own modules and style in it, nothing fetched.
+// One HTML file that shows a moment wherever it is opened: data, the page's own modules and style, nothing fetched.
 
 import { fetched } from "../asking.js";
 import { base64Of, joined } from "../turns.js";
@@ -62,7 +62,10 @@ const dataUrl = (source) => `data:text/javascript;base64,${base64Of(new TextEnco
 /** Modules in data URLs find each other by these names alone. */
 function named(source, name) {
   const here = new URL(name, "module:///most/");
-  return source.replace(/(\bfrom ")(\.[^"]+)"/g, (_, before, path) => `${before}${new URL(path, here).pathname.slice(1)}"`);
+  return source.replace(
+    /(\bfrom ")(\.[^"]+)"/g,
+    (_, before, path) => `${before}${new URL(path, here).pathname.slice(1)}"`,
+  );
 }
 
 const COLUMNS = ["modality", "role", "text", "start_ms", "end_ms"];

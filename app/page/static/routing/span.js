@@ -4,7 +4,7 @@ import { h } from "../dom.js";
 import { say } from "../words.js";
 import { balance, leakage, load, persistence, usedOf } from "./counts.js";
 import { AUDIO, TEXT } from "./rows.js";
-import { choiceOf, factList, formulas, groupOf, modalityOf, percent } from "./telling.js";
+import { choiceOf, factList, formulas, groupOf, modalityOf, percent, scrolled } from "./telling.js";
 
 /** The elements that tell of pieces [{rows, from, to (not included)}] of a model with these `experts`. */
 export function spanPanel(pieces, experts) {
@@ -35,9 +35,9 @@ export function spanPanel(pieces, experts) {
       ],
       [say("inspector.used"), say("inspector.used_is", { used, idle, all }), { "data-used": used, "data-idle": idle }],
     ]),
-    ...[TEXT, AUDIO].map((modality) =>
-      sides[modality].tokens ? sideOfSpan(sides[modality], kept, counts, modality, experts) : null,
-    ).filter(Boolean),
+    ...[TEXT, AUDIO]
+      .map((modality) => (sides[modality].tokens ? sideOfSpan(sides[modality], kept, counts, modality, experts) : null))
+      .filter(Boolean),
     formulas([
       [say("inspector.leakage"), say("inspector.leakage_formula")],
       [say("inspector.persistence"), say("inspector.persistence_formula")],
@@ -84,7 +84,8 @@ function meansOf(pieces, experts, modality) {
 
 function sideOfSpan({ tokens, confidence, removed, entropy }, kept, counts, modality, experts) {
   const { share, chance, pairs } = kept[modality === AUDIO ? "audio" : "text"];
-  const told = (value) => (value === null ? say("inspector.unknown") : say("inspector.mean", { percent: percent(value), n: tokens }));
+  const told = (value) =>
+    value === null ? say("inspector.unknown") : say("inspector.mean", { percent: percent(value), n: tokens });
   const layers = experts.layers.map((number, layer) => ({
     number,
     ...balance(counts, modality, layer, experts, experts.per_token, tokens),
@@ -109,22 +110,34 @@ function sideOfSpan({ tokens, confidence, removed, entropy }, kept, counts, moda
       [say("inspector.entropy_share"), told(entropy), { "data-entropy": entropy }],
     ]),
     h("p", { class: "caveat" }, say("inspector.short_clips", { n: tokens })),
-    h(
-      "table",
-      { class: "loads" },
-      h("caption", {}, say("inspector.loads", { modality: modalityOf(modality), n: tokens * experts.per_token })),
+    scrolled(
+      say("inspector.loads_region", { modality: modalityOf(modality) }),
       h(
-        "thead",
-        {},
+        "table",
+        { class: "loads" },
         h(
-          "tr",
+          "caption",
           {},
-          ...["layer_column", "load", "cv", "cv_chance", "idle", "effective"].map((name) =>
-            h("th", { scope: "col" }, say(`inspector.${name}`)),
+          say("inspector.loads", {
+            modality: modalityOf(modality),
+            n: tokens * experts.per_token,
+            size: groupOf(experts, modality, 0).length,
+          }),
+        ),
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            ...["layer_column", "load"].map((name) => h("th", { scope: "col" }, say(`inspector.${name}`))),
+            ...["cv", "cv_chance", "idle", "effective"].map((name) =>
+              h("th", { scope: "col", class: "figure" }, say(`inspector.${name}`)),
+            ),
           ),
         ),
+        h("tbody", {}, ...layers.map((layer) => loadRow(layer, modality, experts))),
       ),
-      h("tbody", {}, ...layers.map((layer) => loadRow(layer, modality, experts))),
     ),
   );
 }
@@ -149,6 +162,6 @@ function loadRow({ number, cv, chance, dead, effective, counts }, modality, expe
     h("td", { class: "figure" }, cv.toFixed(2)),
     h("td", { class: "figure" }, chance.toFixed(2)),
     h("td", { class: "figure" }, String(dead)),
-    h("td", { class: "figure" }, say("inspector.effective_is", { effective: effective.toFixed(1), size: counts.length })),
+    h("td", { class: "figure" }, effective.toFixed(1)),
   );
 }

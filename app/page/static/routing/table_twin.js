@@ -2,7 +2,7 @@
 
 import { button, h } from "../dom.js";
 import { say } from "../words.js";
-import { modalityOf, percent, timeOf, tokenText, whoOf } from "./telling.js";
+import { modalityOf, percent, scrolled, timeOf, tokenText, whoOf } from "./telling.js";
 
 const PAGE = 50; // tokens
 
@@ -16,15 +16,14 @@ export class TableTwin {
     this._buttons = Object.fromEntries(
       ["first", "before", "next", "last"].map((action) => [
         action,
-        button({ action: `table-${action}`, label: say(`inspector.table_${action}`), onclick: () => this._turn(action) }),
+        button({
+          action: `table-${action}`,
+          label: say(`inspector.table_${action}`),
+          onclick: () => this._turn(action),
+        }),
       ]),
     );
-    this._table = h("div", {
-      class: "table-scroll",
-      role: "region",
-      tabindex: 0,
-      "aria-label": say("inspector.table_region"),
-    });
+    this._table = scrolled(say("inspector.table_region"));
     this.element = h(
       "div",
       { class: "table-twin" },
@@ -89,7 +88,7 @@ export class TableTwin {
           "tr",
           {},
           ...columns.map((name) => h("th", { scope: "col" }, say(`inspector.${name}`))),
-          ...layers.map((layer) => h("th", { scope: "col" }, say("inspector.layer", { layer }))),
+          ...layers.map((layer) => h("th", { scope: "col", class: "figure" }, say("inspector.layer", { layer }))),
         ),
       ),
       h("tbody", {}, ...shown.map((one) => this._row(one, layers, selection))),

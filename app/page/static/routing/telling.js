@@ -101,7 +101,12 @@ export function choiceOf(rows, experts, token, layer) {
 /** The first of a turn's tokens that belongs to this exchange: what is before it was said earlier and is read again. */
 export function ownFrom(rows) {
   const last = rows.turn.at(-1) ?? null;
-  return last === null ? 0 : Math.max(rows.turn.findIndex((turn) => turn >= last - 1), 0);
+  return last === null
+    ? 0
+    : Math.max(
+        rows.turn.findIndex((turn) => turn >= last - 1),
+        0,
+      );
 }
 
 /** {pcm, rate}: the sound around a token of audio, as it was said or heard; null where the page has none. */
@@ -151,9 +156,9 @@ export function factList(facts) {
   return h(
     "dl",
     { class: "fact-list" },
-    ...facts.filter(Boolean).map(([term, value, properties = {}]) =>
-      h("div", properties, h("dt", {}, term), h("dd", {}, value)),
-    ),
+    ...facts
+      .filter(Boolean)
+      .map(([term, value, properties = {}]) => h("div", properties, h("dt", {}, term), h("dd", {}, value))),
   );
 }
 
@@ -165,4 +170,9 @@ export function formulas(lines) {
     h("summary", {}, say("inspector.computed")),
     h("dl", {}, ...lines.flatMap(([name, formula]) => [h("dt", {}, name), h("dd", {}, formula)])),
   );
+}
+
+/** Room for what may be wider or longer than it, to be scrolled by keys, too. */
+export function scrolled(label, ...children) {
+  return h("div", { class: "table-scroll", role: "region", tabindex: 0, "aria-label": label }, ...children);
 }

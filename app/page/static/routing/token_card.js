@@ -2,7 +2,18 @@
 
 import { h } from "../dom.js";
 import { say } from "../words.js";
-import { choiceOf, factList, formulas, groupOf, modalityOf, nats, percent, timeOf, tokenText, whoOf } from "./telling.js";
+import {
+  choiceOf,
+  factList,
+  formulas,
+  groupOf,
+  modalityOf,
+  nats,
+  percent,
+  timeOf,
+  tokenText,
+  whoOf,
+} from "./telling.js";
 
 export class TokenCard {
   /** `does`: select({turn, token, layer}), and selectExpert({layer, expert}) where experts can be looked at. */
@@ -21,7 +32,7 @@ export class TokenCard {
     const logprob = rows.logprob[token];
     this.element.dataset.token = token;
     this.element.dataset.layer = rows.layers[layer];
-    this.element.replaceChildren(
+    const parts = [
       h(
         "div",
         { class: "token-head", "data-modality": rows.modality[token] },
@@ -51,7 +62,8 @@ export class TokenCard {
       h("h3", {}, say("inspector.all_layers")),
       h("p", { class: "soft" }, say("inspector.all_layers_keys")),
       this._layers(selection, rows),
-    );
+    ];
+    this.element.replaceChildren(...parts.filter(Boolean));
     if (held) this.element.querySelector(`[data-keep="${held}"]`)?.focus();
   }
 
@@ -214,7 +226,12 @@ export class TokenCard {
             ...rows
               .taken(selection.token, layer)
               .map(({ expert, share }) =>
-                h("span", { "data-expert": expert, "data-probability": share }, h("b", {}, `${expert}`), ` ${percent(share)}`),
+                h(
+                  "span",
+                  { "data-expert": expert, "data-probability": share },
+                  h("b", {}, `${expert}`),
+                  ` ${percent(share)}`,
+                ),
               ),
           ),
         );
