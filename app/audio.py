@@ -181,3 +181,9 @@ class Resampler:
         needed = (self._made * self.down + self._delay) // self.up - (reach - 1)
         self._kept, self._first = self._kept[needed - self._first :], needed
         return np.concatenate(made)
+
+
+def resampled(samples: np.ndarray, rate: int, to: int) -> np.ndarray:
+    """A whole sound at another sampling rate."""
+    resampler = Resampler(rate, to)
+    return np.concatenate([resampler.push(samples), resampler.finish()])

@@ -24,9 +24,15 @@ import numpy as np
 
 from most_core import Event, GenerationSettings, HeardDelta, Most, SpeechDelta, TextDelta
 
+PAUSE_S = 1.0  # longer than such a part takes: whoever comes meanwhile goes first
 READING_S = 0.06  # how long a listener is busy with a letter that has no sound
 log = logging.getLogger(__name__)
 Make = Callable[[threading.Event], Iterator[Any]]  # given the event that cancels it
+
+
+@dataclass(frozen=True)
+class Pause:
+    """An event of a job that makes nothing to hear, between two parts of its work: all others may go first."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +231,10 @@ def raise_error(ended: Ended) -> None:
         raise RuntimeError(ended.error) if ended.fault else ValueError(ended.error)
 
 
-def _seconds(event: Event) -> float:
+def _seconds(event: Event | Pause) -> float:
     """How long a listener is busy with it."""
+    if isinstance(event, Pause):
+        return PAUSE_S
     if isinstance(event, SpeechDelta):
         return len(event.pcm) / event.sample_rate
     return READING_S * len(event.text) if isinstance(event, HeardDelta | TextDelta) else 0.0

@@ -15,23 +15,17 @@ modality off, the next best standing in; `_changed`: share of answers that then 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from most_core.assistant import Most
 from most_core.config import AUDIO, MODALITY_NAMES, TEXT
 from most_core.generation import GenerationSettings
 from most_core.loading import load
-from most_core.processing import as_messages
-from most_core.router import MostRouter, choose_experts
+from most_core.replay import features_of, scored
 from most_core.speech import SAMPLE_RATE
 from most_core.trace import RoutingTrace
 from most_core.trace_rows import concatenate
@@ -263,14 +257,14 @@ def _measure_knock_outs(board: Scoreboard, most: Most, answered: Sequence[Answer
     changed: dict[int, list[tuple[int, int]]] = {modality: [] for modality in used}
     with Progress(None, len(some), title="knock-outs", unit="question") as progress:
         for number, each in enumerate(some):
-            features = None if isinstance(each.given, str) else _features(most, each.given)
-            before, place = reply_log_probs(most, each.trace, features)
-            is_unit = each.trace.modality[place] == AUDIO
+            features = None if isinstance(each.given, str) else features_of(most, each.given)
+            plain = scored(most, each.trace, features, settings=SETTINGS)
+            is_unit = each.trace.modality[plain.place] == AUDIO
             text = most.answer(each.given, settings=quiet).text
             differs = dict.fromkeys(changed, 0)
             for modality, layer, expert in off:
-                with knocked_out(most.model, layer, expert):
-                    drop = before - reply_log_probs(most, each.trace, features)[0]
+                without = scored(most, each.trace, features, knock_out=[(layer, expert)], like=plain)
+                drop = plain.free - without.free
                 for kind, which in (("words", ~is_unit), ("units", is_unit)):
                     by_layer = lost.setdefault((modality, kind), {}).setdefault(layer, [])
                     by_layer.append((float(drop[which].sum()), int(which.sum())))
@@ -293,38 +287,3 @@ def _measure_knock_outs(board: Scoreboard, most: Most, answered: Sequence[Answer
 
 def _mean(pairs: Sequence[tuple[float, int]]) -> float:
     return sum(total for total, _ in pairs) / sum(count for _, count in pairs)
-
-
-def _features(most: Most, wave: np.ndarray) -> torch.Tensor:
-    return most.processor.prompt(as_messages(wave)).features
-
-
-@torch.inference_mode()
-def reply_log_probs(most: Most, trace: RoutingTrace, features: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-    """(log-probabilities of the recorded tokens of the reply, freely among the whole vocabulary; where in the trace)"""
-    device = most.model.device
-    ids = torch.from_numpy(trace.id.astype(np.int64)).to(device)
-    made = most.model(input_ids=ids[None], input_features=None if features is None else features[None].to(device))
-    log_probs = made.logits[0, :-1].float().log_softmax(-1).gather(1, ids[1:, None])[:, 0].cpu().numpy()
-    place = np.flatnonzero(np.isfinite(trace.logprob))  # only what was generated has one
-    return log_probs[place - 1], place
-
-
-@contextmanager
-def knocked_out(model: nn.Module, layer: int, expert: int) -> Iterator[None]:
-    """Inside, no token meets this expert of this decoder layer: the next best of its group stands in."""
-    router = model.get_submodule(f"model.layers.{layer}.mlp.gate")
-    hook = router.register_forward_hook(partial(_without, expert))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _without(
-    expert: int, router: MostRouter, given: tuple[Any, ...], made: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    logits, allowed = made[0], router.allowed(given[1])
-    allowed = torch.ones_like(logits, dtype=torch.bool) if allowed is None else allowed.clone()
-    allowed[:, expert] = False
-    return logits, *choose_experts(logits.softmax(-1), allowed, router.config)

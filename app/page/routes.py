@@ -11,15 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.audio import WIRE_RATE, Resampler, read_sound, to_pcm16
-from app.page import exact_trace, session_file
+from app.audio import WIRE_RATE, read_sound, resampled, to_pcm16
+from app.page import exact_trace, replays, session_file
 from app.page.card import count_parameters, read_figures
 from app.page.words import words
 from app.rest.api import Answer, Asked, Refusal, Service, Whole, checked, read_json, shown, to_json, waveform
@@ -28,7 +27,8 @@ from most_core.speech import SAMPLE_RATE
 from most_core.trace_files import SCHEMA_VERSION
 
 SESSION, TRACE = "/page/session", "/page/trace"
-LARGEST_MB = {SESSION: session_file.LARGEST_MB, TRACE: exact_trace.LARGEST_MB}  # bodies beyond the usual limit
+KNOCK_OUT, IMPORTANCE = "/page/knock_out", "/page/importance"
+LARGEST_MB = {SESSION: session_file.LARGEST_MB} | dict.fromkeys((TRACE, KNOCK_OUT, IMPORTANCE), exact_trace.LARGEST_MB)
 ROOT = Path(__file__).parents[2]
 STATIC, SAMPLES = Path(__file__).with_name("static"), ROOT / "assets/samples"
 FRESH = {"Cache-Control": "no-cache"}  # asked for anew each time; the tag of an unchanged file saves sending it
@@ -68,10 +68,14 @@ def add(app: FastAPI, service: Service) -> None:
     app.mount("/page/static", _Modules(directory=STATIC))
     app.add_api_route("/page/samples/{name}", sample, methods=["GET"], response_model=None)
     app.add_api_route("/page/facts.json", tell, methods=["GET"], response_model=None)
-    sound = endpoint(service, "/page/sound", _sound_file, _as_pcm)
-    app.add_api_route("/page/sound", sound, methods=["POST"], response_model=None)
-    app.add_api_route(SESSION, endpoint(service, SESSION, _body, _session), methods=["POST"], response_model=None)
-    app.add_api_route(TRACE, endpoint(service, TRACE, read_json, _trace), methods=["POST"], response_model=None)
+    for path, read, handle in (
+        ("/page/sound", _sound_file, _as_pcm),
+        (SESSION, _body, _session),
+        (TRACE, read_json, _trace),
+        (KNOCK_OUT, read_json, replays.knock_out),
+        (IMPORTANCE, read_json, replays.rank_experts),
+    ):
+        app.add_api_route(path, endpoint(service, path, read, handle), methods=["POST"], response_model=None)
 
 
 class _Modules(StaticFiles):
@@ -158,8 +162,7 @@ async def _as_pcm(service: Service, given: tuple[bytes, str]) -> Answer:
 def _pcm(service: Service, data: bytes, name: str) -> bytes:
     """As clients of the socket send it."""
     heard = waveform(service, *read_sound(data, name, service.settings.seconds), name)
-    up = Resampler(SAMPLE_RATE, WIRE_RATE)
-    return to_pcm16(np.concatenate([up.push(heard), up.finish()]))
+    return to_pcm16(resampled(heard, SAMPLE_RATE, WIRE_RATE))
 
 
 async def _session(service: Service, given: bytes) -> Answer:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from app.audio import WIRE_RATE, Resampler, encode, from_pcm16, to_pcm16
+from app.audio import WIRE_RATE, Resampler, encode, from_pcm16, resampled, to_pcm16
 from app.rest.api import (
     Answer,
     Asked,
@@ -230,8 +230,7 @@ def generation_settings(most: Most, asked: Chat) -> GenerationSettings:
 
 
 def _encoded(reply: Reply, format: str) -> bytes:
-    resampler = Resampler(reply.sample_rate, WIRE_RATE)
-    return encode(np.concatenate([resampler.push(reply.waveform), resampler.finish()]), WIRE_RATE, format)
+    return encode(resampled(reply.waveform, reply.sample_rate, WIRE_RATE), WIRE_RATE, format)
 
 
 def told(reply: Reply) -> dict[str, Any]:

@@ -4,16 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from most_core import GenerationSettings
-from most_core.config import AUDIO, TEXT
-from most_core.router import MostRouter
 from train import __main__ as cli
 from train import evaluate_routing
 from train.data import test_sets
 from train.data.utterance import Utterance
-from train.evaluate_routing import knocked_out, measure, reply_log_probs, specialists_table
+from train.evaluate_routing import measure, specialists_table
 from train.routing_figures import Specialisation, Specialist
 from train.scoreboard import Scoreboard
 
@@ -56,48 +53,6 @@ def test_the_mask_taken_away_is_counted_from_the_unmasked_choice(most, board):
     assert 0.05 < board.figures["suppressed_mass_text"] < 0.95
     assert board.figures["unmasked_outside_text"] > 0
     assert any("another model" in note for note in board.notes)
-
-
-def test_what_a_reply_was_sure_of_is_computed_again(most):
-    reply = most.answer("how are you?", settings=FEW, record_routing=True)
-    log_probs, place = reply_log_probs(most, reply.trace, None)
-    assert len(place) > 3
-    assert place[0] == np.flatnonzero(reply.trace.role == "assistant")[1]  # after the marker that begins the turn
-    assert (log_probs <= reply.trace.logprob[place] + 1e-3).all()  # which the grammar left fewer tokens to share with
-
-
-def test_nobody_meets_an_expert_that_is_knocked_out(most):
-    [layer, *_] = most.config.moe_layers
-    router = most.model.get_submodule(f"model.layers.{layer}.mlp.gate")
-    hidden = torch.randn(50, most.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    modality = torch.tensor([TEXT, AUDIO] * 25)
-    with torch.no_grad():
-        _, weights, before = router(hidden, modality)
-        with knocked_out(most.model, layer, 1):
-            _, fewer, without = router(hidden, modality)
-        _, again, after = router(hidden, modality)
-    assert (before == 1).any()
-    assert not (without == 1).any()
-    text = modality == TEXT
-    assert (without[text] < 4).all()
-    assert (without[~text] >= 4).all()
-    touched = (before == 1).any(1)
-    assert torch.equal(fewer[~touched], weights[~touched])
-    assert (fewer[touched].sum(1) < weights[touched].sum(1)).all()
-    assert torch.equal(after, before)
-    assert torch.equal(again, weights)
-
-
-def test_knocking_out_changes_the_reply_that_needed_it_and_leaves_no_hook(most):
-    trace = most.answer("how are you?", settings=FEW, record_routing=True).trace
-    [layer, *_] = most.config.moe_layers
-    expert = int(np.bincount(trace.chosen[trace.modality == TEXT][:, 0].ravel()).argmax())
-    before, _ = reply_log_probs(most, trace, None)
-    with knocked_out(most.model, layer, expert):
-        without, _ = reply_log_probs(most, trace, None)
-    assert np.abs(before - without).max() > 1e-4
-    np.testing.assert_array_equal(reply_log_probs(most, trace, None)[0], before)
-    assert not any(m._forward_hooks for m in most.model.modules() if isinstance(m, MostRouter))
 
 
 def test_a_table_names_the_classes():

@@ -327,6 +327,8 @@ def test_traces_may_be_larger_than_other_requests_but_not_without_end(site):
         ("POST", "/page/sound"),
         ("POST", "/page/session"),
         ("POST", "/page/trace"),
+        ("POST", "/page/knock_out"),
+        ("POST", "/page/importance"),
         ("POST", "/gradio_api/mcp/"),
     ],
 )
