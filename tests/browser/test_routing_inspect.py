@@ -16,10 +16,11 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 import most_core
-from app.audio import WIRE_RATE, Resampler, to_pcm16
+from app.audio import WIRE_RATE, from_pcm16, resampled, to_pcm16
 from app.page import exact_trace
 from most_core import RoutingTrace
 from most_core.processing import as_messages
+from most_core.replay import features_of, importance, scored
 from most_core.router import choose_experts
 
 HALF = 2**-10  # what half precision keeps of a probability
@@ -51,7 +52,7 @@ BUILD = """async ({facts, turns}) => {
   const does = {
     play: async (pcm, rate) => void asked.played.push({pcm: Array.from(pcm), rate}),
     stop: () => {},
-    settings: () => ({temperature: 0, seed: ""}),
+    settings: () => ({temperature: 0, seed: null}),
     turns: () => list,
     select: (selection) => asked.selected.push(selection && {...selection, turn: selection.turn.number}),
     selectExpert: (expert) => asked.experts.push(expert),
@@ -78,7 +79,7 @@ def most():
 @pytest.fixture(scope="module")
 def spoken(most):
     """(waveform, its answer with a trace)."""
-    wave, _ = soundfile.read("assets/samples/animal.wav", dtype="float32")
+    wave = from_pcm16(to_pcm16(soundfile.read("assets/samples/animal.wav", dtype="float32")[0]))
     return wave, most.answer(wave, record_routing=True)
 
 
@@ -88,8 +89,7 @@ def in_base64(data):
 
 def turn_of(number, wave, reply, **more):
     """A turn that is over, as the page has it."""
-    up = Resampler(reply.sample_rate, WIRE_RATE)
-    sound = to_pcm16(np.concatenate([up.push(reply.waveform), up.finish()]))
+    sound = to_pcm16(resampled(reply.waveform, reply.sample_rate, WIRE_RATE))
     return {
         "number": number,
         "kind": "spoken",
@@ -281,6 +281,10 @@ def test_an_experts_card_counts_what_it_took_and_plays_it(open_inspector, most, 
         start = max(round((middle - 0.12) * played["rate"]), 0)
         end = round((middle + 0.12) * played["rate"])
         assert played["pcm"] == samples[start:end].tolist()
+        page.click('[data-action="clips"]')
+        all_clips = page.evaluate("asked.played.at(-1)")
+        assert all_clips["rate"] == WIRE_RATE
+        assert len(all_clips["pcm"]) == pytest.approx(len(clips) * (0.24 + 0.25) * WIRE_RATE, rel=0.05)
         # An expert of text tells which words it leads.
         page.evaluate("(layer) => inspector.showExpert({layer, expert: 2})", number)
         assert page.get_attribute(".expert-card .side", "data-side") == "text"
@@ -291,6 +295,27 @@ def test_an_experts_card_counts_what_it_took_and_plays_it(open_inspector, most, 
         )
         assert all(dict(zip(texts, often))[text] == count for text, count in listed)
         assert len(listed) == min(8, len(texts))
+
+
+def test_clips_fit_a_reply_whose_quiet_beginning_was_left_out(open_inspector, spoken):
+    wave, reply = spoken
+    trace, quiet = reply.trace, 2400  # samples
+    turn = turn_of(1, wave, reply)
+    sound = base64.b64decode(turn["reply"]["sound"])
+    turn["reply"]["sound"] = in_base64(sound[2 * quiet :])
+    said = (trace.role == "assistant") & (trace.modality == 1)
+    with open_inspector([turn]) as page:
+        for expert in range(8, 16):
+            page.evaluate("(expert) => inspector.showExpert({layer: 2, expert})", expert)
+            for at, (token,) in enumerate(numbers(page, ".clips li", "token")):
+                if not said[int(token)]:
+                    continue
+                page.locator('[data-action="clip"]').nth(at).click()
+                middle = (trace.start_s[int(token)] + trace.end_s[int(token)]) / 2
+                start = max(round((middle - 0.12) * WIRE_RATE), quiet)
+                whole = np.frombuffer(sound, "<i2")[start : round((middle + 0.12) * WIRE_RATE)]
+                assert page.evaluate("asked.played.at(-1).pcm") == whole.tolist()
+        assert page.evaluate("asked.played.length") > 5
 
 
 def test_a_span_is_counted_as_python_counts_it(open_inspector, most, spoken):
@@ -568,3 +593,108 @@ def test_axe_finds_nothing_serious(open_inspector, spoken, scheme, width):
             assert violations(page) == []
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wide <= 0
+
+
+@pytest.mark.parametrize("mode", ["next", "zero"])
+def test_a_knock_out_shows_what_the_model_says_without_its_experts(open_inspector, most, spoken, mode):
+    wave, reply = spoken
+    turn, layer = turn_of(1, wave, reply), int(reply.trace.layers[1])
+    texts = reply.trace.chosen[reply.trace.modality == 0][:, 1]
+    first, second = np.bincount(texts.ravel()).argsort()[::-1][:2].tolist()
+    off = [(layer, first), (layer, second)]
+    with open_inspector([turn]) as page:
+        for _, expert in [*off, (layer, 12)]:
+            page.evaluate("(expert) => inspector.showExpert(expert)", {"layer": layer, "expert": expert})
+            page.click('[data-action="knock-out-expert"]')
+        page.locator('[data-action="switch-on"]').last.click()
+        assert numbers(page, ".knock-out .chips li", "layer", "expert") == [[layer, first], [layer, second]]
+        page.select_option("#inspector-mode", mode)
+        page.click('[data-action="knock-out"]')
+        page.wait_for_selector(".compared", timeout=60_000)
+        without = most.answer(wave, knock_out=off, settings=replace(most.usual_settings, knock_out_mode=mode))
+        assert page.inner_text('[data-side="with_all"] .said') == reply.text
+        assert page.inner_text('[data-side="without_them"] .said') == without.text
+        marked = page.locator(".compared :is(del, ins)").all_inner_texts()
+        assert bool(marked) == (without.text != reply.text)
+        assert page.evaluate("asked.said.at(-1)") == f"Without them: {without.text}"
+        features = features_of(most, wave)
+        plain = scored(most, reply.trace, features)
+        gone = scored(most, reply.trace, features, knock_out=off, mode=mode, like=plain)
+        shown = np.array(numbers(page, ".per-token tbody tr", "token", "logprob", "without"))
+        assert shown[:, 0].tolist() == plain.place.tolist()
+        np.testing.assert_allclose(shown[:, 1], plain.logprob, atol=1e-4)
+        np.testing.assert_allclose(shown[:, 2], gone.logprob, atol=1e-4)
+        lost = plain.logprob - gone.logprob
+        assert np.abs(lost).max() > 0.01
+        audio = reply.trace.modality[plain.place] == 1
+        ((total, text, sound),) = numbers(page, "[data-total]", "total", "text", "audio")
+        assert (total, text, sound) == pytest.approx(
+            (lost.sum(), lost[~audio].mean(), lost[audio].mean()), rel=1e-3, abs=1e-3
+        )
+        assert page.locator(".changes rect").count() == len(lost)
+        for side, wanted in [("with_all", turn["reply"]["sound"]), ("without_them", None)]:
+            page.click(f'[data-action="play-{side}"]')
+            played = page.evaluate("asked.played.at(-1)")
+            own = to_pcm16(resampled(without.waveform, without.sample_rate, WIRE_RATE))
+            sound = np.frombuffer(own if wanted is None else base64.b64decode(wanted), "<i2")
+            assert played["rate"] == WIRE_RATE
+            assert len(played["pcm"]) == len(sound)
+            np.testing.assert_allclose(played["pcm"], sound, atol=2)
+
+
+def test_the_experts_that_mattered_are_told_and_can_be_looked_at(open_inspector, most, spoken):
+    wave, reply = spoken
+    with open_inspector([turn_of(1, wave, reply)]) as page:
+        page.click("#inspector-tab-expert")
+        assert page.locator('[data-action="knock-out"]').is_disabled()  # nothing is off
+        page.click('[data-action="importance"]')
+        page.wait_for_selector(".importance", timeout=60_000)
+        shown = numbers(page, ".importance tbody tr", "layer", "expert", "estimate", "exact")
+        wanted = [e for e in importance(most, reply.trace, features_of(most, wave), count=5) if e.exact is not None]
+        wanted.sort(key=lambda effect: -abs(effect.exact))
+        assert [row[:2] for row in shown] == [[effect.layer, effect.expert] for effect in wanted]
+        for row, effect in zip(shown, wanted):
+            assert row[2:] == pytest.approx([effect.estimate, effect.exact], rel=1e-3, abs=1e-3)
+        page.click(".importance tbody button")
+        assert page.evaluate("asked.experts") == [{"layer": wanted[0].layer, "expert": wanted[0].expert}]
+        page.click('[data-action="knock-out-expert"]')
+        assert page.locator('[data-action="knock-out"]').is_enabled()
+
+
+def test_a_knock_out_that_fails_or_is_cancelled_says_so(open_inspector, spoken):
+    wave, reply = spoken
+    deaf = turn_of(1, wave, reply)
+    deaf["user"]["sound"] = None
+    with open_inspector([deaf]) as page:
+        page.evaluate("inspector.showExpert({layer: 2, expert: 3})")
+        page.click('[data-action="knock-out-expert"]')
+        page.click('[data-action="knock-out"]')
+        page.wait_for_selector(".knock-out .status[data-problem]", timeout=60_000)
+        assert "give the sound that was heard" in page.inner_text(".knock-out .status")
+        page.route("**/page/knock_out", lambda route: None)  # no answer ever comes
+        page.click('[data-action="knock-out"]')
+        assert page.get_attribute(".knock-out", "aria-busy") == "true"
+        assert page.inner_text(".knock-out .status") == "The model answers again …"
+        assert page.locator('[data-action="knock-out"]').is_disabled()
+        page.click('[data-action="cancel"]')
+        page.wait_for_selector('.knock-out[aria-busy="false"]')
+        assert page.inner_text(".knock-out .status") == "Cancelled."
+        assert page.locator('[data-action="knock-out"]').is_enabled()
+        page.context.set_offline(True)
+        page.unroute("**/page/knock_out")
+        page.click('[data-action="knock-out"]')
+        page.wait_for_selector(".knock-out .status[data-problem]")
+        assert "the server does not answer" in page.inner_text(".knock-out .status")
+
+
+def test_without_any_trace_the_inspector_says_so(open_inspector):
+    with open_inspector([]) as page:
+        assert "Click a cell" in page.inner_text(".inspector .hint:not([hidden])")
+        page.click("#inspector-tab-expert")
+        assert "There is no answer yet" in page.inner_text(".knock-out .status")
+        page.click("#inspector-tab-span")
+        assert "Nothing has been said yet" in page.inner_text("#inspector-panel-span .hint")
+        page.click("#inspector-tab-table")
+        assert "Tokens 0 to 0 of 0" in page.inner_text(".table-twin [role=status]")
+        page.click("#inspector-tab-export")
+        assert page.locator(".exports .button:not(:disabled)").count() == 0

@@ -13,7 +13,7 @@ const BAND = 44; // tokens side by side
 const LEFT = 84; // room for the layers' names
 const EDGE = 24;
 const LABELS = 84; // room for the tokens' names
-const MOST_LETTERS = 12;
+const MOST_LETTERS = { label: 12, line: 150 };
 const LARGEST = 32_000; // pixels that browsers draw in one direction
 const NO_XML = /[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]|\p{Surrogate}/gu; // what no XML may hold
 
@@ -30,7 +30,8 @@ export function drawingOf(pieces, lines) {
   let y = EDGE;
   lines.forEach((line, i) => {
     y += i ? 18 : 20;
-    marks.push(text(EDGE, y, line, { size: i ? 13 : 17, weight: i ? 400 : 600, fill: i ? COLOURS.soft : COLOURS.ink }));
+    const looks = i ? { size: 13 } : { size: 17, weight: 600, fill: COLOURS.ink };
+    marks.push(text(EDGE, y, shortened(line, MOST_LETTERS.line), { ...looks, whole: line }));
   });
   y += 14;
   legend(marks, y);
@@ -51,9 +52,8 @@ export function drawingOf(pieces, lines) {
       });
       const audio = rows.modality[token] === AUDIO && rows.start_ms[token] !== null;
       const name = audio ? `${(rows.start_ms[token] / 1000).toFixed(2)} s` : rows.text[token];
-      const short = [...name].length > MOST_LETTERS ? `${[...name].slice(0, MOST_LETTERS).join("")}…` : name;
       const below = y + 16 + layers.length * CELL.height;
-      marks.push(text(x + 7, below, short, { size: 11, turned: 60, whole: name }));
+      marks.push(text(x + 7, below, shortened(name, MOST_LETTERS.label), { size: 11, turned: 60, whole: name }));
     });
     layers.forEach((layer, i) =>
       marks.push(
@@ -63,6 +63,11 @@ export function drawingOf(pieces, lines) {
     y += 6 + layers.length * CELL.height + LABELS + 18;
   }
   return { width: LEFT + BAND * CELL.width + EDGE, height: y + EDGE, marks, cells };
+}
+
+function shortened(words, most) {
+  const letters = [...words];
+  return letters.length > most ? `${letters.slice(0, most).join("")}…` : words;
 }
 
 function text(x, y, words, { size = 12, weight = 400, fill = COLOURS.soft, anchor = "start", turned = 0, whole } = {}) {

@@ -1,6 +1,8 @@
 // One expert over the whole conversation: how often it is used, by what, beside whom, and how its tokens sound.
 
 import { button, h } from "../dom.js";
+import { Resampler } from "../sound/resampler.js";
+import { REPLY_RATE, joined } from "../turns.js";
 import { say } from "../words.js";
 import { AUDIO, TEXT } from "./rows.js";
 import {
@@ -19,6 +21,7 @@ import {
 
 const MOST_TEXTS = 8;
 const MOST_CLIPS = 6;
+const PAUSE = REPLY_RATE / 4; // samples
 const CLIP_APART_MS = 240; // two clips of the same sound nearer than this would be one
 
 export class ExpertCard {
@@ -126,13 +129,24 @@ export class ExpertCard {
       button({
         action: "clips",
         label: say("inspector.play_all", expert),
-        onclick: async () => {
-          for (const clip of list) await play(clip);
-        },
+        onclick: () =>
+          this._does.play(inARow(list.map(({ turn, rows, token }) => clipOf(turn, rows, token))), REPLY_RATE),
       }),
     );
   }
 }
+
+/** Clips {pcm, rate} as one, at the rate of replies, with a pause after each. */
+function inARow(clips) {
+  const pieces = clips.flatMap(({ pcm, rate }) => {
+    const resampler = new Resampler(rate, REPLY_RATE);
+    const made = [resampler.push(Float32Array.from(pcm)), resampler.finish()];
+    return [...made.map((wave) => Int16Array.from(wave, clipped)), new Int16Array(PAUSE)];
+  });
+  return joined(Int16Array, pieces);
+}
+
+const clipped = (sample) => Math.round(Math.min(Math.max(sample, -32768), 32767));
 
 /** {of: [text, audio], texts, clips} of an expert in the pieces: how often it was chosen, led, and beside whom. */
 function countsOf(pieces, layer, expert) {

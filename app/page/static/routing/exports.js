@@ -8,7 +8,7 @@ import { leakage } from "./counts.js";
 import { asSvg, drawingOf, painted } from "./drawing.js";
 import { pageFile } from "./page_file.js";
 import { AUDIO, NO_EXPERT } from "./rows.js";
-import { piecesOf, wholeOf } from "./telling.js";
+import { piecesOf, sameExperts, wholeOf } from "./telling.js";
 
 const SCOPES = ["span", "turn", "conversation"];
 const KINDS = ["png", "svg", "html", "json", "parquet"];
@@ -105,7 +105,8 @@ export class Exports {
       turn: () => [{ turn: this._turn, rows, from: 0, to: rows.length }],
       conversation: () => wholeOf(this._routing, turns, this._expertsOf(this._turn)),
     }[this._scope]();
-    return pieces.map((piece) => ({ ...piece, experts: this._expertsOf(piece.turn) }));
+    const told = pieces.map((piece) => ({ ...piece, experts: this._expertsOf(piece.turn) }));
+    return told.filter(({ experts }) => sameExperts(experts, told[0].experts)); // one picture is of one model
   }
 
   /** What the file is of, as its name begins. */

@@ -10,7 +10,7 @@ import { TableTwin } from "./table_twin.js";
 import { piecesOf, sameExperts, wholeOf } from "./telling.js";
 import { TokenCard } from "./token_card.js";
 
-const REST_MS = 500; // between two counts while a turn goes on
+const REST_MS = 700; // between two counts while a turn goes on
 const TABS = ["token", "expert", "span", "table", "export"];
 
 export class Inspector {
@@ -20,6 +20,7 @@ export class Inspector {
     this._routing = routing;
     this._does = does;
     this.selection = this.expert = this.span = null;
+    this._rows = null; // in which the selected token is
     this._waiting = null;
     const chosen = {
       ...does,
@@ -84,16 +85,19 @@ export class Inspector {
 
   /** Look at {turn, token, layer} (counted from 0 in the turn's Rows); null: at nothing. */
   show(selection) {
+    this._showToken(selection);
+    // A token that is chosen in the table stays to be seen there.
+    if (this.selection && this._shown !== "table" && this._shown !== "export") this._open("token");
+    else this._fill();
+  }
+
+  _showToken(selection) {
     const rows = selection && this._routing.of(selection.turn);
     this.selection = rows && selection.token < rows.length ? selection : null;
+    this._rows = rows;
     this._hints.token.hidden = this.selection !== null;
     this._token.element.hidden = this.selection === null;
-    if (this.selection) {
-      this._token.show(this.selection, rows, this._expertsOf(selection.turn));
-      // A token that is chosen in the table stays to be seen there.
-      if (this._shown !== "table" && this._shown !== "export") this._open("token");
-    }
-    this._fill();
+    if (this.selection) this._token.show(this.selection, rows, this._expertsOf(selection.turn));
   }
 
   /** Look at an expert: {layer (decoder number), expert}; null: at none. */
@@ -110,18 +114,15 @@ export class Inspector {
     else this._fill();
   }
 
-  /** There is more of a turn, its exact trace came, or it is gone; null: of many. */
-  changed(turn) {
-    if (this.selection && (!turn || this.selection.turn === turn)) {
-      const rows = this._routing.of(this.selection.turn);
-      if (rows && this.selection.token < rows.length) {
-        this._token.show(this.selection, rows, this._expertsOf(this.selection.turn));
-      } else this.show(null);
-    }
+  /** There is more of a turn, its exact trace came, or it is gone. */
+  changed() {
+    if (this.selection && this._routing.of(this.selection.turn) !== this._rows) this._showToken(this.selection);
     this._waiting ??= setTimeout(() => {
       this._waiting = null;
       // Whoever holds a button keeps it.
-      if (this._shown !== "expert" || !this._expert.element.contains(document.activeElement)) this._fill();
+      if (this._shown === "expert" && this._expert.element.contains(document.activeElement)) return;
+      if (this._shown === "token" && this.selection) this._showToken(this.selection);
+      this._fill();
     }, REST_MS);
   }
 
@@ -160,6 +161,7 @@ export class Inspector {
   /** Fill the panel that is seen: the others are not worth counting for while a turn goes on. */
   _fill() {
     if (this._shown === "expert") {
+      if (!this._experts.layers?.includes(this.expert?.layer)) this.expert = null; // of another model
       this._hints.expert.hidden = this.expert !== null;
       this._expert.element.hidden = this.expert === null;
       if (this.expert) this._expert.show(this.expert, this._experts);
@@ -172,6 +174,7 @@ export class Inspector {
   _fillSpan() {
     const { span, _experts: experts } = this;
     const turns = this._does.turns();
+    if (span && !(turns.includes(span.from.turn) && turns.includes(span.to.turn))) return this.showSpan(null);
     const all = span ? piecesOf(this._routing, turns, span) : wholeOf(this._routing, turns, experts);
     const pieces = all.filter(({ turn }) => sameExperts(this._expertsOf(turn), experts));
     this._hints.span.hidden = pieces.length > 0;

@@ -10,7 +10,8 @@ const COUNT = 5; // experts that are told to matter
 const CHART = { width: 600, height: 120 };
 
 export class KnockOut {
-  /** `does`: play(), turns(), settings(), selectExpert(), say(), as in view.js. */
+  /** `does`: play(), turns(), settings(), selectExpert(), say(), as in view.js; off([[layer, expert], ..]) where there
+   * is one: which experts are off now. */
   constructor(does) {
     this._does = does;
     this._off = []; // {layer, expert}
@@ -98,6 +99,7 @@ export class KnockOut {
 
   _show() {
     const busy = this._running !== null;
+    this._does.off?.(this._off.map(({ layer, expert }) => [layer, expert]));
     this._chips.replaceChildren(
       ...this._off.map((one) =>
         h(
@@ -236,9 +238,9 @@ export class KnockOut {
         "p",
         { "data-total": lost.total, "data-text": lost.text, "data-audio": lost.audio },
         [
-          say("inspector.lost_total", { nats: nats(lost.total, true), n: tokens.length }),
-          lost.text === null ? "" : say("inspector.lost_text", { nats: nats(lost.text, true) }),
-          lost.audio === null ? "" : say("inspector.lost_audio", { nats: nats(lost.audio, true) }),
+          say("inspector.lost_total", { nats: nats(-lost.total, true), n: tokens.length }),
+          lost.text === null ? "" : say("inspector.lost_text", { nats: nats(-lost.text, true) }),
+          lost.audio === null ? "" : say("inspector.lost_audio", { nats: nats(-lost.audio, true) }),
         ]
           .filter(Boolean)
           .join(" "),
