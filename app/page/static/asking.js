@@ -1,6 +1,7 @@
 // Questions that are not spoken into the microphone: typed ones and sound files. Each is shown at once, and sent when
 // the connection stands and the one before it is answered.
 
+import { base64Of } from "./turns.js";
 import { say } from "./words.js";
 
 export class Asking {
@@ -29,10 +30,8 @@ export class Asking {
 
   /** A question as sound: PCM of 16 bit, 24 kHz. */
   give(turns, pcm, file) {
-    let text = "";
-    const bytes = new Uint8Array(pcm);
-    for (let i = 0; i < bytes.length; i += 0x8000) text += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
-    this._waiting.push({ turn: turns.add("file", { file }), content: [{ type: "input_audio", audio: btoa(text) }] });
+    const audio = base64Of(new Uint8Array(pcm));
+    this._waiting.push({ turn: turns.add("file", { file }), content: [{ type: "input_audio", audio }] });
   }
 
   /** What the server makes of a sound file, as PCM; an Error with a sentence if it cannot be used. */

@@ -111,8 +111,8 @@ function crc32(bytes) {
   return (crc ^ 0xffffffff) >>> 0;
 }
 
-/** The parts of a zip file in which every file is stored as it is: sound and Parquet do not shrink. */
-function archive(files) {
+/** The parts of a zip file of [[name, bytes], ...] in which every file is stored as it is: sound and Parquet do not shrink. */
+export function archive(files) {
   const parts = [];
   const index = [];
   const now = new Date();

@@ -6,6 +6,7 @@ import { bytesOf } from "../turns.js";
 export const NO_EXPERT = 255; // an empty slot
 export const TEXT = 0;
 export const AUDIO = 1;
+const TOLD = ["modality", "role", "text", "start_ms", "end_ms"]; // of each token, at once
 
 /** The tokens of one turn from its prompt on. T tokens, L MoE layers, K experts a token, W ranked ones. */
 export class Rows {
@@ -16,17 +17,20 @@ export class Rows {
     this.wide = wide;
     this.first = 0; // its first token's number in the trace
     this.provisional = false; // it will come again, as it was truly taken
-    this.modality = []; // of each token, as are the next five: TEXT or AUDIO
+    this.modality = []; // of each token, as are the next seven: TEXT or AUDIO
     this.role = [];
     this.text = [];
     this.start_ms = []; // in its own sound, null where it has no time
     this.end_ms = [];
     this.logprob = []; // null where unknown
+    this.id = []; // null as long as it is not exact, as the next one
+    this.turn = []; // its message in what the model read, counted from 0
     this.chosen = new Bytes(); // [T, L, K], strongest first
     this.weights = new Bytes(); // [T, L, K], probability x 255
     this.unmasked = new Bytes(); // [T, L, K], what it would have chosen without the mask
     this.removed = new Bytes(); // [T, L], probability that the mask took away, x 255
     this.exact = null; // {probs, ranked, ranked_probs, unmasked, unmasked_probs, removed, entropy} once it is over
+    this.report = null; // most_core.metrics.report of all of it, once it is over
   }
 
   get length() {
@@ -58,8 +62,8 @@ export class Rows {
   /** Append the tokens of a `most.routing.delta`. */
   push(event) {
     const tell = (name, values) => this[name].push(...values);
-    for (const name of ["modality", "role", "text", "start_ms", "end_ms"]) tell(name, event[name]);
-    tell("logprob", event.modality.map(() => null));
+    for (const name of TOLD) tell(name, event[name]);
+    for (const name of ["logprob", "id", "turn"]) tell(name, event.modality.map(() => null));
     this.chosen.push(bytesOf(event.experts));
     this.weights.push(bytesOf(event.weights));
     this.unmasked.push(bytesOf(event.unmasked));
@@ -71,7 +75,8 @@ export class Rows {
     const { tokens, experts, k, wide } = trace;
     const rows = new Rows(experts.layers, k, wide);
     rows.first = tokens.token[0] ?? 0;
-    for (const name of ["modality", "role", "text", "start_ms", "end_ms", "logprob"]) rows[name] = tokens[name];
+    rows.report = trace.report ?? null;
+    for (const name of [...TOLD, "logprob", "id", "turn"]) rows[name] = tokens[name];
     const ranked = bytesOf(trace.unmasked);
     const probs = floatsOf(trace.chosen_probs);
     const removed = floatsOf(trace.removed);

@@ -1,0 +1,135 @@
+// The ribbon as a table, for screen readers and for all who would rather read: tokens down, layers across.
+
+import { button, h } from "../dom.js";
+import { say } from "../words.js";
+import { modalityOf, percent, scrolled, timeOf, tokenText, whoOf } from "./telling.js";
+
+const PAGE = 50; // tokens
+
+export class TableTwin {
+  /** `does`: select({turn, token, layer}), turns(). */
+  constructor(routing, does) {
+    this._routing = routing;
+    this._does = does;
+    this._page = 0;
+    this._status = h("p", { class: "soft", role: "status" });
+    this._buttons = Object.fromEntries(
+      ["first", "before", "next", "last"].map((action) => [
+        action,
+        button({
+          action: `table-${action}`,
+          label: say(`inspector.table_${action}`),
+          onclick: () => this._turn(action),
+        }),
+      ]),
+    );
+    this._table = scrolled(say("inspector.table_region"));
+    this.element = h(
+      "div",
+      { class: "table-twin" },
+      h("div", { class: "pager" }, ...Object.values(this._buttons)),
+      this._status,
+      this._table,
+    );
+  }
+
+  /** Show the page of a selection, or the one that was shown; `experts`: of which model. */
+  show(selection = null) {
+    const tokens = this._tokens();
+    if (selection) {
+      const place = tokens.findIndex(({ turn, token }) => turn === selection.turn && token === selection.token);
+      if (place >= 0) this._page = Math.floor(place / PAGE);
+    }
+    const pages = Math.max(Math.ceil(tokens.length / PAGE), 1);
+    this._page = Math.min(Math.max(this._page, 0), pages - 1);
+    const shown = tokens.slice(this._page * PAGE, (this._page + 1) * PAGE);
+    const from = tokens.length ? this._page * PAGE + 1 : 0;
+    this._status.textContent = say("inspector.table_page", {
+      from,
+      to: this._page * PAGE + shown.length,
+      all: tokens.length,
+      page: this._page + 1,
+      pages,
+    });
+    this._buttons.first.disabled = this._buttons.before.disabled = this._page === 0;
+    this._buttons.next.disabled = this._buttons.last.disabled = this._page === pages - 1;
+    const held = document.activeElement?.closest("[data-row]")?.dataset.row;
+    const layers = shown[0]?.rows.layers ?? [];
+    this._table.replaceChildren(this._drawn(shown, layers, selection));
+    if (held) this._table.querySelector(`[data-row="${held}"] button`)?.focus();
+  }
+
+  _tokens() {
+    const all = [];
+    for (const turn of this._does.turns()) {
+      const rows = this._routing.of(turn);
+      for (let token = 0; rows && token < rows.length; token++) all.push({ turn, rows, token });
+    }
+    return all;
+  }
+
+  _turn(action) {
+    const last = Math.ceil(this._tokens().length / PAGE) - 1;
+    this._page = { first: 0, before: this._page - 1, next: this._page + 1, last }[action];
+    this.show();
+    this._table.scrollTop = 0;
+  }
+
+  _drawn(shown, layers, selection) {
+    const columns = ["row", "turn", "who", "modality", "text_column", "time_column"];
+    return h(
+      "table",
+      {},
+      h("caption", {}, say("inspector.table_caption")),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          ...columns.map((name) => h("th", { scope: "col" }, say(`inspector.${name}`))),
+          ...layers.map((layer) => h("th", { scope: "col", class: "figure" }, say("inspector.layer", { layer }))),
+        ),
+      ),
+      h("tbody", {}, ...shown.map((one) => this._row(one, layers, selection))),
+    );
+  }
+
+  _row({ turn, rows, token }, layers, selection) {
+    const current = selection?.turn === turn && selection.token === token;
+    const select = () => this._does.select({ turn, token, layer: selection?.layer ?? 0 });
+    return h(
+      "tr",
+      { "data-row": `${turn.number}-${token}`, "data-modality": rows.modality[token], "data-current": current },
+      h(
+        "th",
+        { scope: "row" },
+        h(
+          "button",
+          {
+            type: "button",
+            class: "link",
+            "aria-current": current ? "true" : null,
+            "aria-label": say("inspector.look_at", { token: token + 1, turn: turn.number }),
+            onclick: select,
+          },
+          String(token + 1),
+        ),
+      ),
+      h("td", {}, String(turn.number)),
+      h("td", {}, whoOf(rows.role[token])),
+      h("td", {}, modalityOf(rows.modality[token])),
+      h("td", {}, tokenText(rows.text[token])),
+      h("td", {}, timeOf(rows, token)),
+      ...layers.map((_, layer) => {
+        const top = rows.taken(token, layer)[0];
+        return h(
+          "td",
+          { class: "figure", "data-expert": top?.expert, "data-probability": top?.share },
+          top ? h("b", {}, String(top.expert)) : "–",
+          top ? ` ${percent(top.share)}` : "",
+        );
+      }),
+    );
+  }
+}
