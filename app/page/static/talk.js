@@ -128,7 +128,6 @@ export class Talk {
       download,
       about: () => ({ model: this.facts.model, versions: this.facts.versions }),
       say: (text) => this.routing.tell(text),
-      explain: () => {}, // the tour begins here
       wide: (on) => this.element.toggleAttribute("data-wide", on),
     };
   }

@@ -4,8 +4,8 @@ import { button, h } from "../dom.js";
 import { say } from "../words.js";
 
 // What is explained, by its data-part in the view; what is not there is passed over.
-const STEPS = ["ribbon", "modality", "banks", "rail", "counts", "leakage", "ghosts", "card"];
-const STEP_S = 8; // that reading takes
+const STEPS = ["ribbon", "modality", "banks", "counts", "leakage", "ghosts", "card"];
+const STEP_S = 8.5; // that reading takes
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Tour {

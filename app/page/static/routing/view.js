@@ -10,6 +10,7 @@ import { Ribbon } from "./ribbon.js";
 import { AUDIO, Routing } from "./rows.js";
 import { BEAT_MS } from "./runs.js";
 import { Tally } from "./tally.js";
+import { Tour } from "./tour.js";
 
 const PICTURE_MS = 30; // at least between two: the page shares its cores with the model
 const CALM_MS = 1000; // for those who want no motion
@@ -25,7 +26,7 @@ export class View {
   /**
    * `facts`: the server's. `does`: play(int16, rate), a Promise that ends with the sound, stop(), settings(), turns()
    * in order, select(selection | null), selectExpert({layer, expert} | null), brush({from, to} | null),
-   * download(blob, name), about(), say(text), explain(), wide(on): give the room more width, or take it back.
+   * download(blob, name), about(), say(text), wide(on): give the room more width, or take it back.
    */
   constructor(facts, does) {
     this._facts = facts;
@@ -66,7 +67,7 @@ export class View {
     });
     this.inspector = new Inspector(this._facts, this.routing, this._does);
     this._state = h("span", {}, say("routing.states.waiting"));
-    this._badge = h("p", { class: "leakage" });
+    this._badge = h("p", { class: "leakage", "data-part": "leakage" });
     this._note = h("p", { class: "routing-note", hidden: true, role: "status" });
     this._voice = h("p", { class: "sr-only", "aria-live": "polite", "data-live": "routing" });
     const toggle = (name, change, key = name) => {
@@ -99,7 +100,7 @@ export class View {
       { class: "routing-tools", role: "group", "aria-label": say("routing.tools") },
       this._toggles.ghosts,
       this._toggles.freeze,
-      button({ action: "explain", label: say("routing.explain"), onclick: () => this._does.explain() }),
+      button({ action: "explain", label: say("routing.explain"), onclick: () => this.explain() }),
       this._toggles.span,
       zoom(-1, "−"),
       zoom(1, "+"),
@@ -111,9 +112,13 @@ export class View {
     );
     this._counters = h(
       "dl",
-      { class: "counters" },
+      { class: "counters", "data-part": "counts" },
       ...Object.entries(this._figures).map(([name, value]) => h("div", {}, h("dt", {}, say(`routing.${name}`)), value)),
     );
+    this._toggles.ghosts.dataset.part = "ghosts";
+    this._ribbon.element.dataset.part = "ribbon";
+    this._banks.element.dataset.part = "banks";
+    this.inspector.element.dataset.part = "card";
     this._whose = h("h3", {}, "");
     this._about = h("p", { class: "soft" });
     this.element = h(
@@ -131,7 +136,7 @@ export class View {
           this._ribbon.element,
           h(
             "p",
-            { class: "legend" },
+            { class: "legend", "data-part": "modality" },
             swatch("text", say("routing.legend_text")),
             swatch("audio", say("routing.legend_audio")),
             h("span", {}, say("routing.legend_sure")),
@@ -145,6 +150,8 @@ export class View {
       ),
       this._voice,
     );
+    this._tour = new Tour(this.element);
+    this.element.append(this._tour.element);
     this.element.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || this._toggles.wide.getAttribute("aria-pressed") !== "true") return;
       event.stopPropagation();
@@ -302,6 +309,12 @@ export class View {
     this._ribbon.ghosts = on;
     this._ribbon.repaint();
     this._soon();
+  }
+
+  /** Explain what there is, part by part; once more: no more of it. */
+  explain() {
+    if (this._tour.runs) this._tour.end();
+    else this._tour.begin();
   }
 
   /** Let the picture stand still. */
