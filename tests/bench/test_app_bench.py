@@ -128,6 +128,7 @@ def test_timings_are_weighed_against_the_clients_own():
     assert found.stages == {"endpoint": [300.0], "text": [240.0]}
 
 
+@pytest.mark.flaky(reruns=2)  # it talks in real time, which a machine may miss that others keep busy
 def test_a_short_run_against_the_real_app_has_every_figure(monkeypatch):
     for name, value in {
         "SESSIONS": 1,
