@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,10 +79,15 @@ def run(args: argparse.Namespace) -> Report:
     return report
 
 
-@contextmanager
-def serving(model: Path) -> Iterator[tuple[str, psutil.Process]]:
+def serving(model: Path) -> AbstractContextManager[tuple[str, psutil.Process]]:
     """The app as users start it, on a free port: its socket's address and its process."""
-    command = [sys.executable, "app.py", "--port", "0", "--model", str(model)]
+    return started("app.py", "--port", "0", "--model", str(model))
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server that Python starts so, and that tells its address: its socket's, and its process."""
+    command = [sys.executable, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         line = process.stdout.readline()

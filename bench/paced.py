@@ -1,4 +1,4 @@
-"""A model as large as the real one that does not think: its replies come at a steady pace, and their routing is made up.
+"""A model of full size that does not think: its replies come at a steady pace, and their routing is made up.
 
 All else is as it is: recorder, engine, conversation, socket, page. `python -m bench.paced` serves it on a free port, as
 app.py does a real one. A typed question says in digits how many tokens its answer is to have.
@@ -34,7 +34,7 @@ PROMPT = 24  # tokens of a question
 PREPARED = 600  # tokens whose routing is drawn before; then it begins anew
 KEPT_FROM_BEFORE = 0.8  # how far a token's routing is like that of the token before
 LOUD = 0.004  # what a sound must be to count as one, and a little more
-WORDS = "which expert takes a word and which a sound is drawn here by chance , sixty times a second .".split()
+WORDS = ("which ", "expert ", "takes ", "what ", "is ", "drawn ", "by ", "chance ", "here ")
 
 
 class Paced(Most):
@@ -44,6 +44,9 @@ class Paced(Most):
         small = untrained("tiny", slots=server.places(Settings()))
         super().__init__(small.model, small.loop.decoder, small.processor, small.vocoder)
         self.config = config or MostConfig.lite()
+        table = self.config.tokens  # made anew whenever it is asked for
+        self._first_unit, self._units = table.first_unit, table.num_units
+        self._unit_samples = SAMPLE_RATE // self.config.audio_rate_hz
         self._probs_MLTE, self._chosen_MLTK = prepared(self.config, PREPARED)
 
     def stream(
@@ -67,7 +70,7 @@ class Paced(Most):
                 reason = "cancelled"
                 break
             modality = modality_of(made)
-            word = f"{WORDS[made % len(WORDS)]} "
+            word = WORDS[made % len(WORDS)]
             if recorder is not None:
                 self._record(recorder, made, modality, word)
             made += 1
@@ -75,7 +78,7 @@ class Paced(Most):
                 words.append(word)
                 yield TextDelta(word)
             else:
-                units.append(made % self.config.tokens.num_units)
+                units.append(made % self._units)
                 if len(units) % AT_ONCE == 0:
                     yield SpeechDelta(self._hum(AT_ONCE), SAMPLE_RATE)
             if recorder is not None and time.perf_counter() - told >= ROUTING_INTERVAL_S:
@@ -94,15 +97,15 @@ class Paced(Most):
     def _record(self, recorder: RoutingRecorder, number: int, modality: int, word: str) -> None:
         """As the loop records a token that it made."""
         at = slice(number % PREPARED, number % PREPARED + 1)
-        unit = self.config.tokens.first_unit + number % self.config.tokens.num_units
-        token = unit if modality == AUDIO else number % self.config.tokens.first_unit
+        unit = number % self._units
+        token = self._first_unit + unit if modality == AUDIO else number % self._first_unit
         probs, chosen = self._probs_MLTE[modality][:, at], self._chosen_MLTK[modality][:, at]
         place = recorder.record_token(probs, token, modality == AUDIO, 0, chosen)
-        recorder.annotate(place, text=f"[Hu{token}]" if modality == AUDIO else word, logprob=-1.0)
+        recorder.annotate(place, text=f"[Hu{unit}]" if modality == AUDIO else word, logprob=-1.0)
 
     def _hum(self, units: int) -> np.ndarray:
-        samples = units * SAMPLE_RATE // self.config.audio_rate_hz
-        return (LOUD * np.sin(np.arange(samples) * 2 * np.pi * 200 / SAMPLE_RATE)).astype(np.float32)
+        phase = 2 * np.pi * 200 / SAMPLE_RATE * np.arange(units * self._unit_samples)
+        return (LOUD * np.sin(phase)).astype(np.float32)
 
     def _whole(
         self, text: str, units: list[int], reason: str, recorder: RoutingRecorder | None, seconds: float
