@@ -47,7 +47,12 @@ class Paced(Most):
         table = self.config.tokens  # made anew whenever it is asked for
         self._first_unit, self._units = table.first_unit, table.num_units
         self._unit_samples = SAMPLE_RATE // self.config.audio_rate_hz
-        self._probs_MLTE, self._chosen_MLTK = prepared(self.config, PREPARED)
+        probs_MLTE, chosen_MLTK = prepared(self.config, PREPARED)
+        # Token by token, each in one piece, as a decoder leaves them.
+        self._made_MT = [
+            list(zip(*(whole.transpose(0, 1)[:, :, None].contiguous() for whole in of_modality)))
+            for of_modality in zip(probs_MLTE, chosen_MLTK)
+        ]
 
     def stream(
         self,
@@ -89,17 +94,16 @@ class Paced(Most):
         yield Done(self._whole("".join(words).strip(), units, reason, recorder, time.perf_counter() - start))
 
     def _record_question(self, recorder: RoutingRecorder) -> None:
-        probs, chosen = self._probs_MLTE[TEXT][:, :PROMPT], self._chosen_MLTK[TEXT][:, :PROMPT]
+        probs, chosen = (torch.cat(tokens, 1) for tokens in zip(*self._made_MT[TEXT][:PROMPT]))
         recorder.record(probs, list(range(PROMPT)), [TEXT] * PROMPT, "user", 0, indices_LNK=chosen)
         for token in range(PROMPT):
             recorder.annotate(token, text=WORDS[token % len(WORDS)])
 
     def _record(self, recorder: RoutingRecorder, number: int, modality: int, word: str) -> None:
         """As the loop records a token that it made."""
-        at = slice(number % PREPARED, number % PREPARED + 1)
         unit = number % self._units
         token = self._first_unit + unit if modality == AUDIO else number % self._first_unit
-        probs, chosen = self._probs_MLTE[modality][:, at], self._chosen_MLTK[modality][:, at]
+        probs, chosen = self._made_MT[modality][number % PREPARED]
         place = recorder.record_token(probs, token, modality == AUDIO, 0, chosen)
         recorder.annotate(place, text=f"[Hu{unit}]" if modality == AUDIO else word, logprob=-1.0)
 

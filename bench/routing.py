@@ -274,9 +274,9 @@ async def _drawn(address: str, report: Report) -> None:
     }
     report.notes.append(
         f"page_*: {PAGE_TURNS} typed questions, each answered for {PAGE_S} s with sound, words and routing, in "
-        "headless Chromium that draws in software; page_core_share: of one core, all of its processes together. _p5: of the "
-        f"seconds; long frames: more than {LONG_FRAME_MS:.0f} ms after the one before. lost_tokens: of page and bare "
-        "client, by the numbers of tokens and of events"
+        "headless Chromium that draws in software; page_core_share: of one core, all of its processes together; _p5: "
+        f"of the seconds; long frames: more than {LONG_FRAME_MS:.0f} ms after the one before. lost_tokens: of page and "
+        "bare client, by the numbers of tokens and of events"
     )
 
 
