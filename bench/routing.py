@@ -195,7 +195,6 @@ async def _served(socket: str, process: psutil.Process, report: Report) -> list[
         "server_core_share": extra_share(found["live"], found["plain"]),
         "server_core_share_recorded": extra_share(found["page"], found["plain"]),
         "server_core_share_plain": statistics.median(one.share for one in found["plain"]),
-        "server_core_share_spread": statistics.stdev(one.share for one in found["live"]),
     }
     report.notes.append(
         f"server_core_share: CPU time of the whole server process, the median of {ROUNDS} replies of {STRETCH_S} s "
