@@ -22,7 +22,7 @@ from app import rest
 from app.engine import Engine
 from app.guard import OWN_NAMES, Guard
 from app.metrics import Metrics
-from app.page import blocks, routes, session_file
+from app.page import blocks, routes
 from app.realtime.sockets import LONGEST_EVENT, Realtime
 from app.rest.api import Service
 from app.settings import Settings
@@ -83,7 +83,7 @@ def create(most: Most, settings: Settings) -> ASGIApp:
     routes.add(app, service)
     blocks.mount(app, blocks.build(engine, settings, service=service), settings)
     origins = [o.strip() for o in settings.origins.split(",") if o.strip()]
-    inner: ASGIApp = rest.BodyLimit(app, settings.upload_mb, {routes.SESSION: session_file.LARGEST_MB})
+    inner: ASGIApp = rest.BodyLimit(app, settings.upload_mb, routes.LARGEST_MB)
     if origins:
         inner = CORSMiddleware(inner, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return Guard(inner, metrics, _token(settings), origins, _names(settings, origins))

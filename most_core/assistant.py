@@ -122,16 +122,25 @@ class Most:
         expert) pairs off. An unfinished iterator holds one of the model's slots (four, unless loaded with more;
         further calls wait): exhaust it or close it.
         """
-        settings = settings or self.usual_settings
-        if self.vocoder is None:
-            settings = replace(settings, speak=False)
         clock = _Clock()
         messages = as_messages(given, sampling_rate)
         with clock.stage("encode"):
             prompt = self._prompt(messages)
-        start = HEARD if prompt.has_speech and settings.say_heard else TEXT
         reply = _Reply(clock, "" if prompt.has_speech else _last_text(messages), prompt)
-        yield from self._reply(prompt, settings, start, reply, cancel, record_routing, knock_out)
+        yield from self._answer(prompt, settings, reply, cancel, record_routing, knock_out)
+
+    def stream_prompt(
+        self,
+        prompt: Prompt,
+        *,
+        settings: GenerationSettings | None = None,
+        cancel: threading.Event | None = None,
+        record_routing: bool = False,
+        knock_out: Sequence[tuple[int, int]] = (),
+    ) -> Iterator[Event]:
+        """`stream()` of a prompt that is there already, such as that of a recorded reply (`most_core.replay`). What was
+        heard is "" where the prompt ends with text."""
+        yield from self._answer(prompt, settings, _Reply(_Clock(), prompt=prompt), cancel, record_routing, knock_out)
 
     def answer(
         self,
@@ -205,6 +214,21 @@ class Most:
 
     def _prompt(self, messages: Sequence[Message]) -> Prompt:
         return self.processor.prompt(messages, max_frames=self.loop.decoder.context)
+
+    def _answer(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None,
+        reply: _Reply,
+        cancel: threading.Event | None,
+        record_routing: bool,
+        knock_out: Sequence[tuple[int, int]],
+    ) -> Iterator[Event]:
+        settings = settings or self.usual_settings
+        if self.vocoder is None:
+            settings = replace(settings, speak=False)
+        start = HEARD if prompt.has_speech and settings.say_heard else TEXT
+        yield from self._reply(prompt, settings, start, reply, cancel, record_routing, knock_out)
 
     def _reply(
         self,

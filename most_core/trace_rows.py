@@ -64,8 +64,8 @@ class RoutingRows:
             "modality": self.modality.tolist(),
             "role": self.role.tolist(),
             "text": self.text.tolist(),
-            "start_ms": [None if math.isnan(s) else round(1000 * s) for s in self.start_s.tolist()],
-            "end_ms": [None if math.isnan(s) else round(1000 * s) for s in self.end_s.tolist()],
+            "start_ms": milliseconds(self.start_s),
+            "end_ms": milliseconds(self.end_s),
             "layers": self.layers.tolist(),
             "k": k,
             "experts": _base64(self.chosen),
@@ -77,6 +77,11 @@ class RoutingRows:
 
 PER_TOKEN = [field.name for field in fields(RoutingRows) if field.name != "layers"]
 Rows = TypeVar("Rows", bound=RoutingRows)
+
+
+def milliseconds(seconds: np.ndarray) -> list[int | None]:
+    """None where the time is unknown."""
+    return [round(1000 * s) if math.isfinite(s) else None for s in seconds.tolist()]
 
 
 def _base64(values: np.ndarray) -> str:
@@ -130,13 +135,17 @@ class RoutingTrace(RoutingRows):
         return self.chosen.size
 
     @property
-    def leakage(self) -> float:
-        """Share of tokens with a chosen expert outside their group: counted from `chosen`, not assumed."""
+    def outside(self) -> np.ndarray:
+        """[T, L, K] bool: which chosen experts are outside the token's group. An empty slot is not."""
         groups_2LE = group_masks(self.config).numpy()
         allowed = np.pad(groups_2LE, ((0, 0), (0, 0), (0, NO_EXPERT + 1 - groups_2LE.shape[2])))
         allowed[..., NO_EXPERT] = True
-        inside = allowed[self.modality[:, None, None], np.arange(len(self.layers))[:, None], self.chosen]
-        return float((~inside).any((1, 2)).mean()) if self.num_tokens else 0.0
+        return ~allowed[self.modality[:, None, None], np.arange(len(self.layers))[:, None], self.chosen]
+
+    @property
+    def leakage(self) -> float:
+        """Share of tokens with a chosen expert outside their group: counted from `chosen`, not assumed."""
+        return float(self.outside.any((1, 2)).mean()) if self.num_tokens else 0.0
 
     @property
     def _metadata(self) -> dict[str, str]:

@@ -1,9 +1,8 @@
-"""What the page fetches beside the socket: its modules, sample questions, facts, and two conversions."""
+"""What the page fetches beside the socket: its modules, sample questions, facts, and conversions of files."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import platform
 import re
 import tomllib
@@ -20,15 +19,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app.audio import WIRE_RATE, Resampler, read_sound, to_pcm16
-from app.page import session_file
+from app.page import exact_trace, session_file
 from app.page.card import count_parameters, read_figures
 from app.page.words import words
-from app.rest.api import Answer, Refusal, Service, Whole, shown, to_json, waveform
+from app.rest.api import Answer, Asked, Refusal, Service, Whole, checked, read_json, shown, to_json, waveform
 from app.rest.work import endpoint
 from most_core.speech import SAMPLE_RATE
 from most_core.trace_files import SCHEMA_VERSION
 
-SESSION = "/page/session"
+SESSION, TRACE = "/page/session", "/page/trace"
+LARGEST_MB = {SESSION: session_file.LARGEST_MB, TRACE: exact_trace.LARGEST_MB}  # bodies beyond the usual limit
 ROOT = Path(__file__).parents[2]
 STATIC, SAMPLES = Path(__file__).with_name("static"), ROOT / "assets/samples"
 FRESH = {"Cache-Control": "no-cache"}  # asked for anew each time; the tag of an unchanged file saves sending it
@@ -53,7 +53,7 @@ class Sample:
 
 
 def add(app: FastAPI, service: Service) -> None:
-    """The routes under /page; add them before Gradio. A body for SESSION may be session_file.LARGEST_MB large."""
+    """The routes under /page; add them before Gradio. Bodies may be as large as LARGEST_MB says."""
     samples = read_samples(SAMPLES)
     known = {"/page/facts.json": to_json(facts(service, samples))}
 
@@ -71,6 +71,7 @@ def add(app: FastAPI, service: Service) -> None:
     sound = endpoint(service, "/page/sound", _sound_file, _as_pcm)
     app.add_api_route("/page/sound", sound, methods=["POST"], response_model=None)
     app.add_api_route(SESSION, endpoint(service, SESSION, _body, _session), methods=["POST"], response_model=None)
+    app.add_api_route(TRACE, endpoint(service, TRACE, read_json, _trace), methods=["POST"], response_model=None)
 
 
 class _Modules(StaticFiles):
@@ -98,15 +99,7 @@ def read_samples(folder: Path) -> list[Sample]:
 
 def facts(service: Service, samples: list[Sample]) -> dict[str, Any]:
     """What the page is told once."""
-    most, settings, config = service.most, service.settings, service.most.config
-    experts = {
-        "layers": config.moe_layers,
-        "routed": config.n_routed_experts,
-        "shared": config.n_shared_experts,
-        "per_token": config.num_experts_per_tok,
-        "apart": config.use_modality_aware_routing,
-        "groups": [{"text": list(text), "audio": list(audio)} for text, audio in config.expert_groups()],
-    }
+    most, settings = service.most, service.settings
     limits = ("seconds", "characters", "upload_mb", "minutes", "turns", "history")
     merged = {name: value for bench in read_figures(Path(settings.model)).values() for name, value in bench.items()}
     return {
@@ -116,7 +109,7 @@ def facts(service: Service, samples: list[Sample]) -> dict[str, Any]:
             "parameters": count_parameters(most),
             "hears": most.encoder is not None,
             "speaks": most.vocoder is not None,
-            "experts": experts if config.moe_layers else {},
+            "experts": exact_trace.experts(most.config),
             "device": str(most.model.device),
             "quantize": settings.quantize,
         },
@@ -175,5 +168,18 @@ async def _session(service: Service, given: bytes) -> Answer:
 
 def _opened(data: bytes) -> bytes:
     session = session_file.read(data)
-    sounds = {name: base64.b64encode(sound).decode("ascii") for name, sound in session.sounds.items()}
-    return to_json({"session": session.about, "sounds": sounds})
+    sounds = {name: exact_trace.in_base64(sound) for name, sound in session.sounds.items()}
+    traces = {
+        str(turn): {"exact": exact_trace.exact(trace), "tables": exact_trace.in_base64_each(session.tables[turn])}
+        for turn, trace in session.traces.items()
+    }
+    return to_json({"session": session.about, "sounds": sounds, "traces": traces})
+
+
+class _OneTrace(Asked):
+    tables: exact_trace.Tables
+
+
+async def _trace(service: Service, given: dict[str, Any]) -> Answer:
+    tables = checked(_OneTrace, given).tables
+    return Whole(await asyncio.to_thread(lambda: to_json(exact_trace.exact(exact_trace.read_tables(tables)))))

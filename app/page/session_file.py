@@ -13,17 +13,19 @@ import struct
 import wave
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from most_core.config import AUDIO
 from most_core.trace import RoutingTrace
-from most_core.trace_files import SCHEMAS
+from most_core.trace_files import NO_EXPERT, SCHEMAS
 
 FORMAT, VERSION = "most-session", 1
 LARGEST_MB = 100  # of the zip, and of what is in it
@@ -32,6 +34,8 @@ LARGEST_ABOUT = 10_000_000  # bytes
 MOST_TURNS, MOST_DEPTH, LONGEST = 10_000, 32, 100_000  # turns; nesting of JSON; characters of a text
 MOST_FILES = 5 * MOST_TURNS + 1
 MOST_ROWS, MOST_TEXT = 5_000_000, 50_000_000  # of a table; characters in it
+MOST_CELLS = 10_000_000  # expert slots of all traces together: what they become in memory
+LARGEST_CONFIG, MOST_LAYERS = 300_000, 1000  # bytes; layers, and items of a list, of a model that a trace tells of
 LARGEST_NUMBER = 2**63
 RATES = {"user": 16_000, "reply": 24_000}
 TABLES = ("tokens", "routing", "layers")
@@ -45,11 +49,13 @@ LISTED = 46 + 64  # bytes in a zip's list of files, for one of ours with more th
 
 @dataclass(frozen=True)
 class Session:
-    """`about` is session.json, `sounds` the WAV files by their names, `traces` those of the turns that have one."""
+    """`about` is session.json, `sounds` the WAV files by their names, `traces` those of the turns that have one, and
+    `tables` the same as they are in the zip."""
 
     about: dict[str, Any]
     sounds: dict[str, bytes]
     traces: dict[int, RoutingTrace]
+    tables: dict[int, dict[str, bytes]]
 
 
 def read(data: bytes) -> Session:
@@ -69,8 +75,9 @@ def read(data: bytes) -> Session:
     sounds = {name: sound for name, sound in files.items() if name.endswith(".wav")}
     for name, sound in sounds.items():
         _check_sound(name, sound)
-    traces = {turn.turn: _trace(turn, files) for turn in turns if turn.tables is not None}
-    return Session(about, sounds, traces)
+    stems = {turn.turn: f"turn-{turn.turn:02}" for turn in turns if turn.tables is not None}
+    tables = {turn: {name: files[f"{stem}.{name}.parquet"] for name in TABLES} for turn, stem in stems.items()}
+    return Session(about, sounds, _traces(tables, stems), tables)
 
 
 # The zip
@@ -245,7 +252,7 @@ def _int(text: str) -> int:
 
 
 def _check_depth(value: Any) -> None:
-    level: Iterable[Any] = [value]
+    level: Collection[Any] = [value]
     for _ in range(MOST_DEPTH):
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
@@ -253,7 +260,7 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"{ABOUT} is nested more than {MOST_DEPTH} deep: save the session again")
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _inside(value: Any) -> Collection[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
@@ -308,15 +315,30 @@ def _check_sound(name: str, data: bytes) -> None:
         raise ValueError(f"{name} ends before its sound does: save the session again")
 
 
-def _trace(turn: _Turn, files: dict[str, bytes]) -> RoutingTrace:
-    name = f"turn-{turn.turn:02}"
-    parts = {table: files[f"{name}.{table}.parquet"] for table in TABLES}
+def _traces(tables: dict[int, dict[str, bytes]], stems: dict[int, str]) -> dict[int, RoutingTrace]:
+    traces, cells = {}, 0
+    for turn, parts in tables.items():
+        traces[turn] = trace = read_trace(parts, stems[turn], f"turn {turn}")
+        groups = len(trace.layers) * trace.config.n_routed_experts
+        cells += trace.chosen.size + trace.experts.size + 2 * groups
+        if cells > MOST_CELLS:
+            raise ValueError(f"the traces hold more than {MOST_CELLS} choices of experts: save fewer turns")
+    return traces
+
+
+def read_trace(parts: dict[str, bytes], name: str, whose: str) -> RoutingTrace:
+    """The trace in three Parquet files, by table; ValueError with one line if it is none. Errors call the files
+    `name`, and the trace that of `whose`."""
     try:
-        for table, data in parts.items():
-            _check_table(f"{name}.{table}.parquet", data)
-        return RoutingTrace.from_bytes(parts, name)
+        for table in TABLES:
+            _check_table(f"{name}.{table}.parquet", parts[table])
+        trace = RoutingTrace.from_bytes(parts, name)
+        numbers = (trace.chosen_probs, trace.probs, trace.unmasked_probs, trace.removed_mass, trace.entropy)
+        if (trace.modality > AUDIO).any() or not all(np.isfinite(values).all() for values in numbers):
+            raise ValueError(f"the trace of {whose} has a modality or a share that cannot be: save the session again")
+        return trace
     except BROKEN as error:
-        raise ValueError(f"the trace of turn {turn.turn} is damaged ({_line(error)}): save the session again") from None
+        raise ValueError(f"the trace of {whose} is damaged ({_line(error)}): save the session again") from None
 
 
 def _check_table(name: str, data: bytes) -> None:
@@ -350,11 +372,17 @@ def _check_text(name: str, column: str, data: bytes) -> None:
 
 def _check_config(name: str, data: bytes) -> None:
     """Its numbers are those of a model that can be: some of them say how much memory is taken."""
+    if len(data) > LARGEST_CONFIG:
+        raise ValueError(f"{name} tells of its model in more than {LARGEST_CONFIG} bytes: save the session again")
     config = json.loads(data, parse_constant=_no_number, parse_float=_float, parse_int=_int)
     _check_depth(config)
-    layers = config.get("num_hidden_layers", 1) if isinstance(config, dict) else None
-    if not isinstance(layers, int) or not 0 < layers <= 10_000:
-        raise ValueError(f"{name} tells of a model of {_shown(layers)} layers, which cannot be: save the session again")
+    if isinstance(config, dict) and any(len(_inside(part)) > MOST_LAYERS for part in config.values()):
+        raise ValueError(f"{name} tells of its model in lists of more than {MOST_LAYERS}: save the session again")
+    for what, most in (("num_hidden_layers", MOST_LAYERS), ("n_routed_experts", NO_EXPERT)):
+        count = config.get(what, 1) if isinstance(config, dict) else None
+        if not isinstance(count, int) or not 0 < count <= most:
+            told = f"{name} tells of a model with {what} {_shown(count)}, which cannot be"
+            raise ValueError(f"{told}: save the session again")
 
 
 def _line(error: Any) -> str:

@@ -1,16 +1,23 @@
-// What happened inside the turn that is looked at: where its time went. Before the first, what is loaded. The rest of
-// the room is for the routing.
+// What happened inside the turn that is looked at: its routing, and where its time went. Before the first, what is
+// loaded.
 
 import { h } from "./dom.js";
 import { say } from "./words.js";
 
 export class Beside {
-  constructor(facts) {
+  /** `routing`: the element that shows the routing. */
+  constructor(facts, routing) {
     this._facts = facts;
     this.turn = null;
     this._title = h("h2", {});
     this._body = h("div", {});
-    this.element = h("aside", { class: "beside", "aria-label": say("beside.title") }, this._title, this._body);
+    this.element = h(
+      "aside",
+      { class: "beside", "aria-label": say("beside.title") },
+      this._title,
+      routing,
+      this._body,
+    );
     this.show(null);
   }
 
@@ -18,8 +25,11 @@ export class Beside {
   show(turn) {
     this.turn = turn;
     this._title.textContent = turn ? say("beside.turn", { turn: turn.number }) : say("beside.title");
-    if (turn?.timings) this._body.replaceChildren(...waterfall(turn.timings));
-    else
+    if (turn?.timings) {
+      this._times ??= h("details", { open: true }); // stays as it was left
+      this._times.replaceChildren(h("summary", {}, say("beside.times_title")), ...waterfall(turn.timings));
+      this._body.replaceChildren(this._times);
+    } else
       this._body.replaceChildren(h("p", { class: "soft" }, say("beside.empty")), ...(turn ? [] : loaded(this._facts)));
   }
 }

@@ -45,15 +45,23 @@ export function zipped(turns, about) {
   return new Blob(archive([["session.json", text], ...files]), { type: "application/zip" });
 }
 
-/** The turns of a session that the server read: for `Turns.restore`. */
-export function turnsOf({ session, sounds }) {
+/** The turns of a session that the server read: for `Turns.restore`. `trace` is a turn's exact trace, or null. */
+export function turnsOf({ session, sounds, traces }) {
   return session.turns.map((turn) => ({
     kind: turn.kind,
     at: turn.at,
+    seed: turn.seed ?? null,
     timings: turn.timings,
+    tables: turn.tables && tablesOf(traces[turn.turn].tables),
+    trace: traces[turn.turn]?.exact ?? null,
     user: { ...turn.user, sound: turn.user.wav ? samplesOf(sounds[turn.user.wav]) : null },
     reply: { ...turn.reply, sound: turn.reply.wav ? [samplesOf(sounds[turn.reply.wav])] : [] },
   }));
+}
+
+/** A trace's files as live turns have them, of base64. */
+export function tablesOf(tables) {
+  return Object.fromEntries(TABLES.map((table) => [table, bytesOf(tables[table])]));
 }
 
 function wav(samples, rate) {

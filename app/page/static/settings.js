@@ -15,6 +15,7 @@ const USUAL = {
   half_duplex: false,
   captions: true,
   voice: true,
+  routing: true,
   keys: true,
   microphone: "",
   speaker: "",
@@ -62,6 +63,7 @@ export function wishes(settings) {
       output_modalities: [settings.voice ? "audio" : "text"],
       most: {
         record: true,
+        routing: settings.routing,
         captions: settings.captions,
         half_duplex: settings.half_duplex,
         hands_free: settings.mode === "hands-free",
@@ -157,6 +159,7 @@ export class SettingsDialog {
       this._switch("half_duplex", "settings.half_duplex_help"),
       this._switch("captions"),
       this._switch("voice"),
+      this._switch("routing", "settings.routing_help"),
       this._switch("keys"),
     ];
   }

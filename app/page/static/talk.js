@@ -10,13 +10,14 @@ import { frame } from "./frame.js";
 import { listenToKeys } from "./keys.js";
 import { Microphone } from "./microphone.js";
 import { Playing } from "./playing.js";
+import { View } from "./routing/view.js";
 import { turnsOf, zipped } from "./saved_session.js";
 import { SettingsDialog, keep, load, wishes } from "./settings.js";
 import { Connection } from "./socket.js";
 import { Sound } from "./sound/devices.js";
 import { Stage } from "./stage.js";
 import { Transcript } from "./transcript.js";
-import { REPLY_RATE, Turns, USER_RATE, joined } from "./turns.js";
+import { REPLY_RATE, Turns, USER_RATE, base64Of, joined } from "./turns.js";
 import { say } from "./words.js";
 
 const IDLE_MS = 5 * 60_000; // after which a session without a microphone gives its place to others
@@ -64,7 +65,10 @@ export class Talk {
     const send = (event) => this.connection.send(event);
     this.sound = new Sound({
       onChunk: (pcm, level) => this._hear(pcm, level),
-      onPlayback: (message) => this.playing.told(message),
+      onPlayback: (message) => {
+        this.playing.told(message);
+        this.routing.played();
+      },
       onLost: (code) => this._microphoneProblem(code === "denied" ? code : "lost"),
       onMuted: (muted) => this.stage.problem(muted ? say("microphone.muted") : null),
       onSuspended: (suspended) => this.stage.problem(suspended ? say("microphone.blocked") : null, suspended),
@@ -97,7 +101,9 @@ export class Talk {
       file: (file) => this.file(file),
       sample: (sample) => this.sample(sample),
     });
-    this.beside = new Beside(facts);
+    this.routing = new View(facts, this._ofRouting());
+    this.routing.on = this.settings.routing;
+    this.beside = new Beside(facts, this.routing.element);
     this.announcer = new Announcer();
     const devices = () => this.sound.devices().catch(() => ({ microphones: [], speakers: [] }));
     this.dialog = new SettingsDialog(this.settings, (name) => this._settingChanged(name), devices);
@@ -107,6 +113,24 @@ export class Talk {
       clear: () => this.clear(),
       settings: () => this.dialog.open(),
     });
+  }
+
+  /** What the routing wants done. */
+  _ofRouting() {
+    return {
+      play: (pcm, rate) => this._hearAgain(pcm, rate),
+      stop: () => this._stopReplay(),
+      settings: () => this.settings,
+      turns: () => this.turns.list,
+      select: (selection) => this.routing.select(selection),
+      selectExpert: (expert) => this.routing.selectExpert(expert),
+      brush: (span) => this.routing.brush(span),
+      download,
+      about: () => ({ model: this.facts.model, versions: this.facts.versions }),
+      say: (text) => this.routing.tell(text),
+      explain: () => {}, // the tour begins here
+      wide: (on) => this.element.toggleAttribute("data-wide", on),
+    };
   }
 
   // What people do
@@ -133,6 +157,7 @@ export class Talk {
     this._wait = null;
     this._told = "listening";
     this.turns.forgetConnection("cancelled");
+    this.routing.forgetConnection();
     const failed = this.asking.fail(this.turns, why);
     this.stage.problem(null);
     this._show();
@@ -211,6 +236,7 @@ export class Talk {
       this._saved = { file, live };
       this.turns = this._newTurns();
       this.turns.restore(restored);
+      for (const turn of this.turns.list) if (turn.trace) this.routing.give(turn, turn.trace);
       const { turns, model, created } = given.session;
       const values = {
         name: file.name,
@@ -225,6 +251,7 @@ export class Talk {
       this._banner.hidden = false;
       this.composer.note("");
       this._showTurns();
+      this.routing.fromAddress();
     } catch (error) {
       this.composer.note(say("problems.open_failed", { name: file.name, why: error.message }));
     }
@@ -238,6 +265,7 @@ export class Talk {
     this.end();
     this._stopReplay();
     this.turns = this._newTurns();
+    this.routing.clear();
     this._showTurns();
     earlier.keep([]);
     return wanted ? this.start() : undefined;
@@ -286,6 +314,7 @@ export class Talk {
   _newTurns() {
     return new Turns((turn, gone) => {
       this.transcript.update(turn, gone);
+      if (gone) this.routing.forget(turn);
       if (gone && this.beside.turn === turn) this._choose(null);
       if (gone || !turn.timings) return;
       if (!this.beside.turn || turn.number >= this.beside.turn.number) this._choose(turn);
@@ -296,12 +325,14 @@ export class Talk {
   _showTurns() {
     this.transcript.clear();
     this.transcript.fill(this.turns.list);
+    this.routing.turnsChanged();
     this._choose(this.turns.list.findLast((turn) => turn.timings) ?? null);
     this._show();
   }
 
   _choose(turn) {
     this.beside.show(turn);
+    this.routing.show(turn);
     this.transcript.mark(turn);
   }
 
@@ -309,8 +340,10 @@ export class Talk {
   _live() {
     if (!this._saved) return;
     this._stopReplay();
+    const opened = this.turns.list;
     this.turns = this._newTurns();
     this.turns.list = this._saved.live;
+    for (const turn of opened) this.routing.forget(turn);
     this._saved = null;
     this._banner.hidden = true;
     this._showTurns();
@@ -422,6 +455,7 @@ export class Talk {
     if (this._wait === null) {
       this.playing.lose();
       this.turns.forgetConnection();
+      this.routing.forgetConnection();
       this.asking.forget();
       earlier.keep(this.turns.list);
     }
@@ -455,6 +489,7 @@ export class Talk {
 
   _take(event) {
     this.turns.take(event);
+    this.routing.take(event, this.turns.byServer(event.turn_id) ?? this.turns.pending);
     switch (event.type) {
       case "session.created":
         this._place = 0;
@@ -471,6 +506,8 @@ export class Talk {
         break;
       case "most.vad":
         return this.stage.threshold(event.threshold_db);
+      case "most.record":
+        return this._recorded(this.turns.byServer(event.turn_id));
       case "input_audio_buffer.speech_started":
         this._stopReplay();
         if (this.playing.orphaned) this.playing.stop();
@@ -495,6 +532,22 @@ export class Talk {
         return undefined;
     }
     return this._show();
+  }
+
+  /** Have the server say exactly what the recorded routing of a turn is. */
+  async _recorded(turn) {
+    if (!turn?.tables || !this.settings.routing) return;
+    const { turns } = this;
+    const tables = Object.fromEntries(Object.entries(turn.tables).map(([name, bytes]) => [name, base64Of(bytes)]));
+    const body = JSON.stringify({ tables });
+    try {
+      const headers = { "Content-Type": "application/json" };
+      const answer = await fetched(new URL("../trace", import.meta.url), { method: "POST", headers, body });
+      const trace = await answer.json();
+      if (turns.list.includes(turn)) this.routing.give(turn, trace);
+    } catch (error) {
+      this.routing.inexact(turn, error.message);
+    }
   }
 
   _answered(event) {
@@ -523,23 +576,29 @@ export class Talk {
     // A replay would be heard as a question; while in line nobody listens.
     const heard = this.microphone.speaks && !this._replaying && !this._place;
     this.stage.heard(heard ? level : -Infinity);
-    if (heard) this.connection.sendSound(pcm);
+    if (!heard) return;
+    this.connection.sendSound(pcm);
+    this.routing.heard(level);
   }
 
   async _replay(turn, who) {
+    if (!turn) return this._stopReplay();
+    const { user, reply } = turn;
+    return who === "user"
+      ? this._hearAgain(user.sound, USER_RATE)
+      : this._hearAgain(joined(Int16Array, reply.sound), REPLY_RATE);
+  }
+
+  /** Play samples; ends with them. Whatever else was played again stops. */
+  async _hearAgain(pcm, rate) {
     this._stopReplay();
-    if (!turn) return;
     try {
       await this._unlock();
     } catch (problem) {
       this.stage.problem(say(`microphone.${problem.code ?? "unknown"}`));
       return;
     }
-    const { user, reply } = turn;
-    const replaying =
-      who === "user"
-        ? this.sound.replay(user.sound, USER_RATE)
-        : this.sound.replay(joined(Int16Array, reply.sound), REPLY_RATE);
+    const replaying = this.sound.replay(pcm, rate);
     this._replaying = replaying;
     await replaying.ended;
     if (this._replaying === replaying) this._replaying = null;
@@ -579,6 +638,7 @@ export class Talk {
       const code = await this.microphone.reopen();
       if (code) this._microphoneProblem(code);
     } else this.connection.send(this._wishes());
+    if (name === "routing") this.routing.on = this.settings.routing;
     this._show();
   }
 }

@@ -8,6 +8,13 @@ export function bytesOf(base64) {
   return bytes;
 }
 
+/** Bytes to base64. */
+export function base64Of(bytes) {
+  let text = "";
+  for (let i = 0; i < bytes.length; i += 0x8000) text += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
+  return btoa(text);
+}
+
 export const USER_RATE = 16000;
 export const REPLY_RATE = 24000;
 export const TABLES = ["tokens", "routing", "layers"]; // of a trace

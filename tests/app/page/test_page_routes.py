@@ -11,16 +11,17 @@ from types import SimpleNamespace
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import session_zips as zips
 import soundfile
 
 import most_core
 from app.audio import encode, from_pcm16
-from app.page import routes
+from app.page import exact_trace, routes
 from app.page.words import words
 from app.settings import Settings
-from most_core import MostConfig
+from most_core import MostConfig, RoutingTrace
 
 STATIC = Path(routes.__file__).with_name("static")
 
@@ -40,6 +41,18 @@ def error(answer):
     told = answer.json()["error"]["message"]
     assert "\n" not in told
     return told
+
+
+def asked(site, path, **body):
+    return httpx.post(site.url + path, json=body, headers=site.headers, timeout=60)
+
+
+def in_base64(data):
+    return base64.b64encode(data).decode()
+
+
+def tables_of(trace):
+    return {name: in_base64(data) for name, data in trace.to_bytes().items()}
 
 
 def test_every_file_of_the_page_is_served_as_what_it_is_and_asked_for_anew(site):
@@ -195,6 +208,12 @@ def test_a_session_is_opened(site):
     assert {name: base64.b64decode(sound) for name, sound in told["sounds"].items()} == {
         name: data for name, data in files.items() if name.endswith(".wav")
     }
+    assert list(told["traces"]) == ["1"]
+    given = told["traces"]["1"]
+    assert {name: base64.b64decode(table) for name, table in given["tables"].items()} == {
+        name: files[file] for name, file in zips.TABLES.items()
+    }
+    assert given["exact"] == asked(site, "/page/trace", tables=given["tables"]).json()
 
 
 def test_what_is_no_session_is_refused_in_one_line(site):
@@ -214,6 +233,91 @@ def test_sessions_may_be_larger_than_other_requests_but_not_without_end(site):
     assert b"larger than 100 MB" in body
 
 
+def test_a_trace_is_told_exactly(site):
+    trace = zips.trace()
+    trace.chosen[2, 0, 0] = 255
+    trace.chosen_probs[2, 0, 0] = 0
+    trace.chosen[1, 1, 0] = 0  # a text expert, for a token of audio
+    trace.logprob[3], trace.start_s[3], trace.end_s[3] = -1.5, 0.04, 0.08
+    answer = asked(site, "/page/trace", tables=tables_of(trace))
+    assert answer.status_code == 200
+    told, expected = answer.json(), RoutingTrace.from_bytes(trace.to_bytes())
+    T, L, K, W = 7, 2, 2, 8
+    assert (told["k"], told["wide"], told["model_hash"]) == (K, W, "0123456789abcdef")
+    assert told["experts"] == exact_trace.experts(MostConfig.tiny())
+    assert told["experts"]["groups"][0] == {"text": [0, 1, 2, 3], "audio": [4, 5, 6, 7]}
+    tokens = told["tokens"]
+    assert set(tokens) == {"token", "turn", "role", "modality", "id", "text", "start_ms", "end_ms", "logprob"}
+    for name in ("token", "turn", "role", "modality", "id", "text"):
+        assert tokens[name] == getattr(trace, name).tolist(), name
+    assert (tokens["start_ms"][3], tokens["end_ms"][3], tokens["logprob"][3]) == (40, 80, -1.5)
+    assert tokens["start_ms"][0] is None
+    assert tokens["logprob"][:3] == [None] * 3
+    bytes_of = {"chosen": ("chosen", K), "ranked": ("experts", W), "unmasked": ("unmasked_experts", W)}
+    for name, (array, width) in bytes_of.items():
+        given = np.frombuffer(base64.b64decode(told[name]), np.uint8).reshape(T, L, width)
+        np.testing.assert_array_equal(given, getattr(expected, array), name)
+    floats = {"chosen_probs": "chosen_probs", "ranked_probs": "probs", "unmasked_probs": "unmasked_probs"}
+    for name, array in (floats | {"removed": "removed_mass", "entropy": "entropy"}).items():
+        given = np.frombuffer(base64.b64decode(told[name]), "<f4")
+        np.testing.assert_array_equal(given, getattr(expected, array).ravel(), name)
+    assert told["leakage"] == {"outside": 1, "decisions": T * L * K - 1}
+
+
+def test_a_trace_of_no_tokens_is_told(site):
+    told = asked(site, "/page/trace", tables=tables_of(zips.trace().slice(0, 0))).json()
+    assert (told["chosen"], told["tokens"]["id"]) == ("", [])
+    assert told["leakage"] == {"outside": 0, "decisions": 0}
+
+
+GOOD = tables_of(zips.trace())
+NO_TRACES = [
+    ({}, "tables is missing"),
+    ({"tables": None}, "tables is None"),
+    ({"tables": {}}, "tables.tokens is missing"),
+    ({"tables": {**GOOD, "tokens": 3}}, "tables.tokens is 3"),
+    ({"tables": {**GOOD, "more": "x"}}, "tables.more is not known"),
+    ({"tables": GOOD, "count": 3}, "count is not known"),
+    ({"tables": {**GOOD, "tokens": "%%%"}}, "tables.tokens is no base64"),
+    ({"tables": {**GOOD, "tokens": "é"}}, "tables.tokens is no base64"),
+    ({"tables": {**GOOD, "tokens": ""}}, "tokens.parquet is damaged"),
+    ({"tables": {**GOOD, "tokens": GOOD["layers"]}}, "tokens.parquet has other columns"),
+    ({"tables": {**GOOD, "routing": GOOD["routing"][:400]}}, "routing.parquet is damaged"),
+    ({"tables": {**GOOD, "layers": tables_of(zips.trace(8))["layers"]}}, "do not fit together"),
+    ({"tables": {**GOOD, "tokens": in_base64(zips.wav())}}, "damaged or no Parquet"),
+]
+
+
+@pytest.mark.parametrize(("body", "match"), NO_TRACES, ids=[match for _, match in NO_TRACES])
+def test_what_is_no_trace_is_refused_in_one_line(site, body, match):
+    answer = asked(site, "/page/trace", **body)
+    assert answer.status_code == 400
+    assert match in error(answer)
+    assert len(error(answer)) < 500
+
+
+def test_a_trace_of_another_schema_is_refused(site):
+    table = pq.read_table(io.BytesIO(zips.trace().to_bytes()["layers"]))
+    file = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"schema_version": "2"}), file)
+    answer = asked(site, "/page/trace", tables={**GOOD, "layers": in_base64(file.getvalue())})
+    assert answer.status_code == 400
+    assert "schema version 2, not 1" in error(answer)
+
+
+def test_traces_may_be_larger_than_other_requests_but_not_without_end(site):
+    large = json.dumps({"tables": {**GOOD, "tokens": "A" * 21_000_000}})
+    answer = site.post("/page/trace", large)
+    assert answer.status_code == 415  # no word of JSON
+    kind = {"Content-Type": "application/json"}
+    answer = httpx.post(site.url + "/page/trace", content=large, headers=kind, timeout=60)
+    assert answer.status_code == 400
+    assert "damaged" in error(answer)
+    status, body = raw(site, "/page/trace", "Content-Type: application/json\r\nContent-Length: 40000001\r\n", "POST")
+    assert status == 413
+    assert b"larger than 40 MB" in body
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -222,6 +326,7 @@ def test_sessions_may_be_larger_than_other_requests_but_not_without_end(site):
         ("GET", "/page/facts.json"),
         ("POST", "/page/sound"),
         ("POST", "/page/session"),
+        ("POST", "/page/trace"),
         ("POST", "/gradio_api/mcp/"),
     ],
 )

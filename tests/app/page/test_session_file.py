@@ -445,3 +445,41 @@ def test_columns_of_another_kind_are_not_read():
     texts = pa.array([["a" * 1000]] * 1000)
     data = parquet(pa.table({"text": texts}))
     refused(zips.zipped(beside=zips.files() | {zips.TABLES["tokens"]: data}), "a column of list<")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_routed_experts": 10**9, "text_expert_indices": None, "audio_expert_indices": None},
+        {"num_hidden_layers": 5000},
+        {"text_expert_indices": [0, 1] * 5000},
+        {"name": "a" * 300_001},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_model_that_would_take_memory_or_time_is_not_made(changes):
+    told = refused(zips.zipped(beside=zips.files() | {zips.TABLES["tokens"]: config_of(**changes)}), "tells of")
+    assert zips.TABLES["tokens"] in told
+
+
+def test_a_modality_that_there_is_not_is_refused():
+    trace = zips.trace()
+    trace.modality[3] = 7
+    given = {zips.TABLES[name]: data for name, data in trace.to_bytes().items()}
+    refused(zips.zipped(beside=zips.files() | given), "turn 1 has a modality")
+
+
+def test_a_share_that_is_no_number_is_refused():
+    trace = zips.trace()
+    trace.entropy[3, 1] = np.inf
+    given = {zips.TABLES[name]: data for name, data in trace.to_bytes().items()}
+    refused(zips.zipped(beside=zips.files() | given), "turn 1 has a modality or a share")
+
+
+def test_all_traces_together_have_a_limit(monkeypatch):
+    trace = zips.trace()
+    cells = trace.chosen.size + trace.experts.size + 2 * len(trace.layers) * trace.config.n_routed_experts
+    monkeypatch.setattr(session_file, "MOST_CELLS", cells)
+    assert list(session_file.read(GOOD).traces) == [1]
+    monkeypatch.setattr(session_file, "MOST_CELLS", cells - 1)
+    refused(GOOD, "more than [0-9]+ choices")
