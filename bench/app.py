@@ -88,7 +88,9 @@ def serving(model: Path) -> AbstractContextManager[tuple[str, psutil.Process]]:
 def started(*arguments: str) -> Iterator[tuple[str, psutil.Process]]:
     """A server that Python starts so, and that tells its address: its socket's, and its process."""
     command = [sys.executable, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "0"}
+    environment = {**os.environ, **offline, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline()
         found = re.search(r"http://\S+", line)

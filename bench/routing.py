@@ -199,7 +199,8 @@ async def _served(socket: str, process: psutil.Process, report: Report) -> list[
     report.notes.append(
         f"server_core_share: CPU time of the whole server process, the median of {ROUNDS} replies of {STRETCH_S} s "
         "with routing over those without it (_plain: sound, words and an idle microphone) next to them: recorder, "
-        "drain, wire form, JSON, socket; _recorded: the reply's files at its end, too, as the page asks for them"
+        "drain, wire form, JSON, socket, while the made-up model sleeps between two tokens, so that they find the "
+        "caches cold; _recorded: the reply's files at its end, too, as the page asks for them"
     )
     return [*found["live"], *found["page"]]
 
