@@ -1,4 +1,5 @@
-// The selected token in the page's address: #turn=2&token=14&layer=3, as people count turns and the decoder its layers.
+// The selected token in the page's address: #turn=2&token=14&layer=3. Turns and tokens are counted from 1, layers as
+// the decoder counts them.
 
 const OURS = /^#turn=\d+&token=\d+&layer=\d+$/;
 

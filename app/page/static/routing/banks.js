@@ -146,7 +146,6 @@ export class Banks {
     const pen = fit(this._canvas, this._width, this._height);
     const paint = colours();
     if (!this._base) this._paintBase(paint);
-    pen.clearRect(0, 0, this._width, this._height);
     pen.drawImage(this._base, 0, 0, this._width, this._height);
     let glows = false;
     const { layers, routed } = this._experts;
@@ -181,9 +180,10 @@ export class Banks {
           if (across < NUMBERED || size < 8) continue;
           if (this._side[cell] === AUDIO) {
             pen.fillStyle = colour.fills[level];
-            pen.fillRect(x + across / 2 - 8, y + tall / 2 - size / 2 - 1, 15, size + 1);
+            const wide = Math.min(16, across - 1);
+            pen.fillRect(x + (across - 1 - wide) / 2, y + (tall - size) / 2 - 1, wide, size + 1);
           }
-          pen.fillStyle = colour.inks[level];
+          pen.fillStyle = paint.surface;
           pen.fillText(group[at], x + (across - 1) / 2, y + tall / 2);
         }
       }

@@ -3,8 +3,8 @@
 import { AUDIO, TEXT } from "./rows.js";
 
 export const STEPS = 16;
-const LEAST = 3.1; // contrast of the faintest mark with the ground
-const MOST = 11; // of the surest
+const LEAST = 4.6; // contrast of the faintest with the ground, which is the colour of what is written on them, too
+const MOST = 13; // of the surest
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -18,14 +18,16 @@ export function scale() {
   return Math.min(devicePixelRatio || 1, 2);
 }
 
-/** Fit a canvas to a size of the page: its pen, in the page's pixels. */
+/** Fit a canvas to a size of the page, and empty it: its pen, in the page's pixels. */
 export function fit(canvas, width, height) {
   const by = scale();
   const [across, down] = [Math.max(Math.round(width * by), 1), Math.max(Math.round(height * by), 1)];
   if (canvas.width !== across) canvas.width = across;
   if (canvas.height !== down) canvas.height = down;
-  const pen = canvas.getContext("2d");
+  const pen = canvas.getContext("2d", { alpha: false });
   pen.setTransform(by, 0, 0, by, 0, 0);
+  pen.fillStyle = colours().surface;
+  pen.fillRect(0, 0, width, height);
   return pen;
 }
 
@@ -39,7 +41,7 @@ new MutationObserver(() => (palette = null)).observe(document.body, { attributeF
 
 /**
  * The colours of the theme: {surface, ink, soft, line, strong, accent, sunken, danger, of: [text's, audio's]}, where
- * each of the last is {main, fills: [STEPS], inks: [STEPS] to be read on them}. Another object in another theme.
+ * each of the last is {main, fills: [STEPS]}: the surface can be read on all of them. Another object in another theme.
  */
 export function colours() {
   if (palette) return palette;
@@ -78,12 +80,7 @@ function ramp(main, surface) {
     return high;
   };
   const fills = Array.from({ length: STEPS }, (_, i) => at(place(LEAST * (MOST / LEAST) ** (i / (STEPS - 1)))));
-  const [light, black] = [
-    [255, 255, 255],
-    [0, 0, 0],
-  ];
-  const inks = fills.map((fill) => (ratio(light, fill) > ratio(black, fill) ? light : black));
-  return { main, fills: fills.map(css), inks: inks.map(css) };
+  return { main, fills: fills.map(css) };
 }
 
 function numbers(colour) {
@@ -114,15 +111,15 @@ let hatch = null;
 export function hatching(pen) {
   const { surface } = colours();
   if (hatch?.surface === surface) return hatch.pattern;
-  const tile = new OffscreenCanvas(6, 6);
+  const tile = new OffscreenCanvas(8, 8);
   const ink = tile.getContext("2d");
   ink.strokeStyle = surface;
-  ink.globalAlpha = 0.35;
+  ink.globalAlpha = 0.3;
   ink.lineWidth = 1.2;
-  for (const shift of [-6, 0, 6]) {
+  for (const shift of [-8, 0, 8]) {
     ink.beginPath();
-    ink.moveTo(shift - 1, 7);
-    ink.lineTo(shift + 7, -1);
+    ink.moveTo(shift - 1, 9);
+    ink.lineTo(shift + 9, -1);
     ink.stroke();
   }
   hatch = { surface, pattern: pen.createPattern(tile, "repeat") };

@@ -21,6 +21,7 @@ const BETWEEN = 12; // pixels between turns
 const TILE = 32; // tokens that are painted once and kept as a picture
 const FONT = "system-ui, sans-serif";
 const FIGURES = "ui-monospace, 'DejaVu Sans Mono', monospace";
+const SIGN = /^[^\p{L}\p{N}]*$/u; // a comma and the like
 const TAP_PX = 5; // a pointer that moves less was pressed, not drawn
 
 export class Ribbon {
@@ -55,6 +56,7 @@ export class Ribbon {
   _build() {
     this._canvas = h("canvas", { class: "ribbon-canvas" });
     this._overview = h("canvas", { class: "ribbon-overview", title: say("routing.overview") });
+    this._empty = h("p", { class: "soft ribbon-empty" }, say("routing.empty"));
     this._label = h("div", { class: "ribbon-label", hidden: true, "aria-hidden": "true" });
     this._newest = h(
       "button",
@@ -71,6 +73,7 @@ export class Ribbon {
         "aria-describedby": "most-ribbon-keys",
       },
       this._canvas,
+      this._empty,
       this._label,
     );
     this.element = h(
@@ -124,6 +127,7 @@ export class Ribbon {
 
   /** Keep the newest token in sight. */
   follow() {
+    if (this._following) return;
     const focused = document.activeElement === this._newest;
     this._following = true;
     this._newest.hidden = true;
@@ -210,6 +214,7 @@ export class Ribbon {
       if (pending?.length) parts.push({ turn: null, rows: pending, count: pending.length });
       this._parts = parts;
     }
+    this._empty.hidden = this._parts.length > 0;
     let x = BETWEEN;
     for (const part of this._parts) {
       part.x = x;
@@ -249,7 +254,6 @@ export class Ribbon {
     const paint = colours();
     const by = scale();
     const shift = GUTTER - Math.round(this._scroll * by) / by;
-    pen.clearRect(0, 0, this._width, this._height);
     pen.save();
     pen.beginPath();
     pen.rect(GUTTER, 0, this._width - GUTTER, this._height);
@@ -277,12 +281,12 @@ export class Ribbon {
       pen.drawImage(picture, x + tile * TILE * zoom, this._top, TILE * zoom, height);
     }
     const runs = runsOf(rows);
+    this._drawVoices(pen, paint, part, runs, x);
     let spoken = null; // the last sound of the user's is this turn's: earlier ones are history
     for (const run of runs) if (run.modality === AUDIO && run.role === "user") spoken = run;
     for (const run of runs) {
       if (run.to <= first || run.from >= end) continue;
       const to = Math.min(run.to, part.count);
-      this._drawVoice(pen, paint, part, run, x, to);
       if (run.modality !== AUDIO) this._drawWords(pen, paint, run, x, to, rows);
       else if (run.role !== "user" || run === spoken)
         this._drawSound(pen, paint, part, run, x, first, Math.min(to, end));
@@ -304,26 +308,27 @@ export class Ribbon {
   }
 
   /** Who speaks, above everything. */
-  _drawVoice(pen, paint, part, run, x, to) {
-    const runs = runsOf(part.rows);
-    const at = runs.indexOf(run);
-    if (at && runs[at - 1].role === run.role && x + run.from * this._zoom >= GUTTER) return;
-    let end = to;
-    for (let next = at + 1; next < runs.length && runs[next].role === run.role; next++) end = runs[next].to;
-    const [left, right] = [Math.max(x + run.from * this._zoom, GUTTER), x + Math.min(end, part.count) * this._zoom];
-    const user = run.role !== "assistant";
-    pen.fillStyle = user ? paint.strong : paint.ink;
-    pen.fillRect(left, HEAD - 3, Math.max(right - left - 1, 1), 2);
+  _drawVoices(pen, paint, part, runs, x) {
     pen.font = `600 10px ${FONT}`;
     pen.textAlign = "left";
     pen.textBaseline = "alphabetic";
-    pen.fillStyle = paint.soft;
-    const who = say(user ? "routing.you" : "routing.most");
-    const number = part.turn ? say("routing.turn", { turn: part.turn.number }) : say("routing.now");
-    const long = `${number} · ${who}`;
-    const width = right - left - 2;
-    if (pen.measureText(long).width <= width && user) pen.fillText(long, left, HEAD - 6);
-    else if (pen.measureText(who).width <= width + BETWEEN) pen.fillText(who, left, HEAD - 6);
+    for (let at = 0; at < runs.length; ) {
+      const from = runs[at];
+      const user = from.role !== "assistant";
+      while (at < runs.length && (runs[at].role !== "assistant") === user) at += 1;
+      const left = Math.max(x + from.from * this._zoom, GUTTER);
+      const right = Math.min(x + Math.min(runs[at - 1].to, part.count) * this._zoom, this._width);
+      if (right <= left) continue;
+      pen.fillStyle = user ? paint.strong : paint.ink;
+      pen.fillRect(left, HEAD - 3, Math.max(right - left - 1, 1), 2);
+      pen.fillStyle = paint.soft;
+      const who = say(user ? "routing.you" : "routing.most");
+      const number = part.turn ? say("routing.turn", { turn: part.turn.number }) : say("routing.now");
+      const long = `${number} · ${who}`;
+      const room = right - left - 2;
+      if (pen.measureText(long).width <= room) pen.fillText(long, left, HEAD - 6);
+      else if (pen.measureText(who).width <= room) pen.fillText(who, left, HEAD - 6);
+    }
   }
 
   /** Words in the columns of text. */
@@ -341,12 +346,13 @@ export class Ribbon {
     pen.fillStyle = paint.ink;
     if (zoom >= NUMBERED) {
       pen.font = `12px ${FONT}`;
+      let line = -1;
       for (let token = run.from; token < to; token++) {
-        const line = (token - run.from) % 3;
+        const text = rows.text[token].trim();
+        if (line < 0 || !SIGN.test(text)) line = (line + 1) % 3; // words have room over their neighbours
         const left = x + token * zoom;
-        if (left > this._width || left < GUTTER - 80) continue;
-        const text = clipped(pen, rows.text[token].trim(), 3 * zoom - 3);
-        pen.fillText(text, left + 1, HEAD + 2 + line * 15);
+        if (left > this._width || left < GUTTER - 3 * zoom) continue;
+        pen.fillText(clipped(pen, text, 3 * zoom - 3), left + 1, HEAD + 2 + line * 15);
       }
       return;
     }
@@ -497,15 +503,16 @@ export class Ribbon {
       const ghost = other !== expert && other !== NO_EXPERT;
       if (expert !== NO_EXPERT && (numbers || ticks)) {
         const level = shown(cell * k, cell);
-        pen.fillStyle = colour.inks[level];
         const place = this._places[(modality * layers.length + layer) * this._experts.routed + expert];
-        if (ticks) pen.fillRect(x, y + 2 + place * (tall - 7), across, 3);
-        else {
+        if (ticks) {
+          pen.fillStyle = paint.surface;
+          pen.fillRect(x, y + 2 + place * (tall - 8), across, 3);
+        } else {
           if (modality === AUDIO) {
             pen.fillStyle = colour.fills[level];
             pen.fillRect(x + 1, y + tall / 2 - 7 + (ghost ? -tall / 5 : 0), across - 2, Math.min(13, tall - 2));
-            pen.fillStyle = colour.inks[level];
           }
+          pen.fillStyle = paint.surface;
           pen.fillText(expert, x + across / 2, y + tall / 2 + (ghost && tall >= 22 ? -tall / 5 : 0));
         }
       }
@@ -583,7 +590,6 @@ export class Ribbon {
   _drawOverview(paint) {
     const width = this._width;
     const pen = fit(this._overview, width, OVERVIEW);
-    pen.clearRect(0, 0, width, OVERVIEW);
     pen.fillStyle = paint.sunken;
     pen.fillRect(0, 0, width, OVERVIEW);
     const by = width / Math.max(this._total, this._room);

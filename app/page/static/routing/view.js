@@ -15,6 +15,7 @@ const PICTURE_MS = 30; // at least between two: the page shares its cores with t
 const CALM_MS = 1000; // for those who want no motion
 const FIGURES_MS = 250; // between two changes of the numbers
 const TELL_MS = 1000; // between two announcements
+const BREATH_MS = 60; // of a reply that nobody would miss
 const LEVEL_MS = 20; // a level of the microphone
 const HEARD = "[/Heard]"; // ends what was heard, and the answer begins
 const percent = (share) => Math.round(100 * share);
@@ -221,9 +222,11 @@ export class View {
     if (this.selection && !turns.includes(this.selection.turn)) this._does.select(null);
     if (this.span && !turns.includes(this.span.from.turn)) this._does.brush(null);
     this._chooseModel(turns);
+    if (!turns.includes(this._live)) this._live = undefined;
     this._ribbon.changed();
     this._ribbon.follow();
-    this._figuresSoon();
+    this._showFigures();
+    this._dataSoon();
   }
 
   /** An opened session may be of another model than the one that talks. */
@@ -248,7 +251,9 @@ export class View {
 
   /** The reply that is heard went on. */
   played() {
-    if (this._ribbon) this._dataSoon();
+    if (!this._ribbon) return;
+    this._dataSoon();
+    this._figuresSoon();
   }
 
   /** Whether the routing is asked for at all. */
@@ -288,7 +293,7 @@ export class View {
     if (!this._ribbon) return;
     this._turn = turn ?? undefined;
     if (turn) this._ribbon.revealTurn(turn);
-    this._figuresSoon();
+    this._showFigures();
   }
 
   /** Mark what the router would have chosen without the mask. */
@@ -305,7 +310,7 @@ export class View {
     this._ribbon.frozen = on;
     this._frozenAt = on ? this.routing.count : null;
     if (!on) this._ribbon.follow();
-    this._figuresSoon();
+    this._showFigures();
     this._soon();
   }
 
@@ -341,7 +346,7 @@ export class View {
     this._ribbon.selection = selection;
     const layers = this._experts.layers;
     address.write(
-      selection && { turn: selection.turn.number, token: selection.token, layer: layers[selection.layer] },
+      selection && { turn: selection.turn.number, token: selection.token + 1, layer: layers[selection.layer] },
     );
     if (open || !selection || this._opened) this.inspector.show(selection);
     this._opened = Boolean(selection) && (open || this._opened);
@@ -378,9 +383,10 @@ export class View {
     const turn = this._does.turns().find((one) => one.number === place.turn);
     const rows = turn && this.routing.of(turn);
     const layer = this._experts.layers.indexOf(place.layer);
-    if (!rows || layer < 0 || place.token >= rows.length) return;
-    this._does.select({ turn, token: place.token, layer });
-    this._ribbon.reveal(turn, place.token);
+    if (!rows || layer < 0 || place.token < 1 || place.token > rows.length) return;
+    const token = place.token - 1;
+    this._does.select({ turn, token, layer });
+    this._ribbon.reveal(turn, token);
   }
 
   /** For screen readers: the last of what was told in a second. */
@@ -401,7 +407,7 @@ export class View {
     const [first, ...others] = rows.taken(token, layer);
     const parts = [
       turn ? say("routing.cell_turn", { turn: turn.number }) : say("routing.now"),
-      say("routing.cell_token", { token }),
+      say("routing.cell_token", { token: token + 1 }),
       sound ? say("routing.cell_sound") : say("routing.cell_text", { text }),
     ];
     if (start !== null) parts.push(say("routing.cell_time", { seconds: (start / 1000).toFixed(2) }));
@@ -473,6 +479,7 @@ export class View {
     this._showNote();
     if (this._frozenAt !== null) return;
     const bad = outside > 0;
+    this._badge.hidden = !decisions;
     if (this._badge.dataset.bad !== String(bad)) {
       this._badge.dataset.bad = String(bad);
       this._badge.replaceChildren(icon(bad ? "warning" : "check"), h("span", {}));
@@ -487,13 +494,14 @@ export class View {
 
   _showState() {
     let state = "waiting";
-    const turn = this._live;
+    const turn = this._live === undefined ? this._turn : this._live;
     if (turn === null && this.routing.pending) state = "listening";
     else if (turn) {
       const rows = this.routing.of(turn);
       const going = ["in_progress", ""].includes(turn.reply.status);
       const last = (rows?.length ?? 0) - 1;
-      if (!going || last < 0) state = "over";
+      const { sound_ms: ready, played_ms: heard, cut } = turn.reply;
+      if (!going || last < 0) state = turn.live && !cut && heard < ready - BREATH_MS ? "saying" : "over";
       else if (rows.role[last] !== "assistant") state = "reading";
       else if (rows.modality[last] === AUDIO) state = "units";
       else state = turn.kind !== "typed" && !rows.text.includes(HEARD) ? "heard" : "words";
