@@ -36,6 +36,7 @@ bench: $(DEV_READY)
 	$(BIN)/python -m bench train
 	$(BIN)/python -m bench app
 	$(BIN)/python -m bench page
+	$(BIN)/python -m bench routing
 
 # The shipped model from nothing: ears, mouth, language model; 385 minutes of training on two cores, besides speech and lessons.
 train-nano: train-ears train-mouth train-language

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import app, decode, gpu, latency, memory, moe, page, quantized, train
+from bench import app, decode, gpu, latency, memory, moe, page, quantized, routing, train
 
 BENCHES = {
     "memory": memory,
@@ -17,6 +17,7 @@ BENCHES = {
     "train": train,
     "app": app,
     "page": page,
+    "routing": routing,
 }
 
 

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,11 +79,18 @@ def run(args: argparse.Namespace) -> Report:
     return report
 
 
-@contextmanager
-def serving(model: Path) -> Iterator[tuple[str, psutil.Process]]:
+def serving(model: Path) -> AbstractContextManager[tuple[str, psutil.Process]]:
     """The app as users start it, on a free port: its socket's address and its process."""
-    command = [sys.executable, "app.py", "--port", "0", "--model", str(model)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    return started("app.py", "--port", "0", "--model", str(model))
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server that Python starts so, and that tells its address: its socket's, and its process."""
+    command = [sys.executable, *arguments]
+    offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "0"}
+    environment = {**os.environ, **offline, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline()
         found = re.search(r"http://\S+", line)

@@ -17,7 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,7 +33,7 @@ from scipy.signal import correlate
 from app.audio import Resampler
 from app.vad import SAMPLE_RATE
 from bench import voice_activity
-from bench.app import Found, at_wire_rate, serving, talked
+from bench.app import MEGABYTE, Found, at_wire_rate, serving, talked
 from bench.latency import questions
 from bench.report import Report
 from bench.talker import AUDIBLE, BACKGROUND
@@ -107,25 +107,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     if args.replies < 1:
         raise ValueError(f"--replies {args.replies}: ask at least once")
-    if shutil.which("chromium") is None:
-        raise ValueError("there is no chromium: apt-get install chromium")
+    need_chromium()
     report = Report("page")
     asyncio.run(_measure(args, report))
     return report
 
 
+def need_chromium() -> None:
+    """ValueError if there is none."""
+    if shutil.which("chromium") is None:
+        raise ValueError("there is no chromium: apt-get install chromium")
+
+
 async def _measure(args: argparse.Namespace, report: Report) -> None:
     clips = [voice_activity.trimmed(wave)[0] for wave in questions(report)]
-    async with _chromium() as browser:
+    async with chromium() as browser:
         page = await browser.new_page()
         start = time.perf_counter()
         with serving(args.model) as (socket, _):
-            address = socket.replace("ws", "http", 1).removesuffix("v1/realtime")
+            address = page_of(socket)
             await page.goto(address)
             await page.wait_for_selector(READY, state="attached", timeout=1000 * READY_S)
             report.figures["page_ready_s"] = time.perf_counter() - start
             await browser.close()
             await _converse(args, address, socket, clips, report)
+
+
+def page_of(socket: str) -> str:
+    """The page's address, from its socket's."""
+    return socket.replace("ws", "http", 1).removesuffix("v1/realtime")
 
 
 async def _converse(
@@ -166,7 +176,8 @@ async def _converse(
 
 
 @asynccontextmanager
-async def _chromium(*flags: str) -> AsyncIterator[Browser]:
+async def chromium(*flags: str) -> AsyncIterator[Browser]:
+    """A headless one of its own, whose pages may use a made-up microphone."""
     async with async_playwright() as playwright:
         path = shutil.which("chromium")
         browser = await playwright.chromium.launch(executable_path=path, headless=True, args=[*FLAGS, *flags])
@@ -181,7 +192,7 @@ async def _recorded(address: str, schedule: Schedule) -> tuple[Recording, np.nda
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "questions.wav"
         soundfile.write(wav, schedule.sound, MICROPHONE_RATE, subtype="PCM_16")
-        async with _chromium(f"--use-file-for-fake-audio-capture={wav}%noloop") as browser:
+        async with chromium(f"--use-file-for-fake-audio-capture={wav}%noloop") as browser:
             page = await browser.new_page()
             await page.add_init_script(SETTINGS)
             await page.add_init_script(path=TEE)
@@ -203,19 +214,27 @@ def recording_of(found: dict[str, Any]) -> Recording:
 async def _watch(seconds: float) -> np.ndarray:
     end, found = time.time() + seconds, []
     while time.time() < end:
-        found.append((time.time(), _cpu_seconds()))
+        found.append((time.time(), cpu_seconds()))
         await asyncio.sleep(0.2)
     return np.array(found)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Of all processes of Chromium that we have started."""
+    return _sum_of_chromium(lambda process: sum(process.cpu_times()[:2]))
+
+
+def chromium_mb() -> float:
+    """Memory of these processes; what they share counts once for each."""
+    return _sum_of_chromium(lambda process: process.memory_info().rss) / MEGABYTE
+
+
+def _sum_of_chromium(of: Callable[[psutil.Process], float]) -> float:
     total = 0.0
     for process in psutil.Process().children(recursive=True):
         try:
             if "chrom" in process.name():
-                times = process.cpu_times()
-                total += times.user + times.system
+                total += of(process)
         except psutil.NoSuchProcess:
             pass
     return total

@@ -205,9 +205,14 @@ class RoutingRecorder:
 
         probs_TLE = torch.cat(probs_LNE, 1).transpose(0, 1).detach().float()
         group_TLE = self._groups_2LE[modality]
-        chosen_TLK = _derive_chosen(probs_TLE, group_TLE & self._on_LE, self._config)
-        if indices_LNK:
-            chosen_TLK[given] = torch.cat(indices_LNK, 1).transpose(0, 1).long()
+        told_TLK = torch.cat(indices_LNK, 1).transpose(0, 1).long() if indices_LNK else None
+        if told_TLK is not None and given.all():  # as while a reply is made: ten times a second
+            chosen_TLK = told_TLK
+        else:
+            chosen_TLK = _derive_chosen(probs_TLE, group_TLE & self._on_LE, self._config)
+            if told_TLK is not None:
+                chosen_TLK[given] = told_TLK
+        if told_TLK is not None:
             if chosen_TLK.max() >= probs_TLE.shape[2]:
                 raise ValueError(f"there is no expert {int(chosen_TLK.max())}: give indices below {probs_TLE.shape[2]}")
             on_TLK = self._on_LE.expand_as(group_TLE).gather(-1, chosen_TLK.clamp_min(0))
