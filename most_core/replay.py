@@ -36,6 +36,7 @@ from most_core.trace_rows import group_masks
 
 UNBOUNDED = 2**31  # tokens of a stretch, where its own limit is not known
 ROWS = 256  # of logits at a time: a full vocabulary is wide
+SOFTENED = 2.0  # temperature at which experts are ranked: where a reply is sure of its words, nothing has a slope
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,13 @@ def importance(
     mode: str = "next",
     settings: GenerationSettings | None = None,
 ) -> Iterator[Effect]:
-    """What each expert that the trace's tokens met is worth to the reply, the weightiest estimates first.
+    """What each expert that the trace's tokens met is worth to the reply, those first that are likely to matter most.
 
     The estimates are of first order: the reply's gradient by the experts' weights, times these weights, which silences
-    an expert as mode "zero" does. The first `count` experts come with the `exact` loss, too, in the given mode: a pass
-    for each, made when it is asked for. Below 0 the reply would be likelier without the expert.
+    an expert as mode "zero" does. They are small where the reply is sure of its words, so that the order is by the
+    same of the reply at a temperature of 2, added up in size over the tokens. The first `count` experts come with the
+    `exact` loss, too, in the given mode: a pass for each, made when it is asked for. Below 0 the reply would be
+    likelier without the expert.
     """
     prompt, masks = prompt_of(most, trace, features), _masks(most, (), mode, True)
     with torch.inference_mode(False), torch.enable_grad():
@@ -157,9 +160,11 @@ def importance(
         run = _run(most, trace, given, masks, scales)
         rules = _rules(most, trace, prompt, run, settings)
         total = _log_probs(most, trace, run, rules)[0].sum()
-        (gradient,) = torch.autograd.grad(total, [scales])
+        (gradient,) = torch.autograd.grad(total, [scales], retain_graph=True)
+        softened = _log_probs(most, trace, run, rules, SOFTENED)[0].sum()
+        (soft_gradient,) = torch.autograd.grad(softened, [scales])
     before = float(total.detach())
-    effects = _effects(most, trace, run, gradient)
+    effects = _effects(most, trace, run, gradient, soft_gradient)
     for number, effect in enumerate(effects):
         if number >= count:
             yield effect
@@ -264,13 +269,15 @@ def _run(
     return _Run(hidden, *(torch.stack(column) for column in zip(*parts)))
 
 
-def _log_probs(most: Most, trace: RoutingTrace, run: _Run, rules: Rules) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_probs(
+    most: Most, trace: RoutingTrace, run: _Run, rules: Rules, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """([R] among the tokens allowed, [R] among all), on the CPU."""
     ids = _ids(trace)[-len(run.hidden_RH) :].to(run.hidden_RH.device)
     bias, kind = rules.bias.to(ids.device), rules.kind.to(ids.device)
     allowed, free = [], []
     for rows, token, which in zip(run.hidden_RH.split(ROWS), ids.split(ROWS), kind.split(ROWS)):
-        logits = most.model.lm_head(rows).float()
+        logits = most.model.lm_head(rows).float() / temperature
         taken = logits.gather(1, token[:, None])[:, 0]
         free.append(taken - logits.logsumexp(-1))
         allowed.append(taken - (logits + bias[which]).logsumexp(-1))
@@ -339,14 +346,17 @@ def _traced(
     return replace(made, logprob=logprob, **columns, **norms)
 
 
-def _effects(most: Most, trace: RoutingTrace, run: _Run, gradient_LTK: torch.Tensor) -> list[Effect]:
-    """Of all experts that were met, the weightiest estimates first."""
+def _effects(
+    most: Most, trace: RoutingTrace, run: _Run, gradient_LTK: torch.Tensor, soft_gradient_LTK: torch.Tensor
+) -> list[Effect]:
+    """Of all experts that were met, the largest soft gradients first."""
     modality = modality_of(_ids(trace), most.tokens)
-    choice, gradient = run.choice_LTK.cpu(), gradient_LTK.cpu()
+    choice, gradient, soft = run.choice_LTK.cpu(), gradient_LTK.cpu(), soft_gradient_LTK.abs().cpu()
     effects = []
     for row, layer in enumerate(most.config.moe_layers):
         for expert in choice[row].unique().tolist():
             taken = choice[row] == expert
             kind = modality[taken.any(-1)].float().mean()  # of the plain router's experts, what most tokens are
-            effects.append(Effect(layer, expert, int(kind > 0.5), float(gradient[row][taken].sum())))
-    return sorted(effects, key=lambda effect: -abs(effect.estimate))
+            effect = Effect(layer, expert, int(kind > 0.5), float(gradient[row][taken].sum()))
+            effects.append((float(soft[row][taken].sum()), effect))
+    return [effect for _, effect in sorted(effects, key=lambda pair: -pair[0])]

@@ -69,7 +69,7 @@ async def rank_experts(service: Service, given: dict[str, Any]) -> Answer:
     asked = await asyncio.to_thread(checked, _Importance, given)
     trace, wave = await asyncio.to_thread(_read, service, asked)
     most = service.most
-    found = await _made(service, lambda cancel: _important(most, trace, wave, TRIED * asked.count, asked.mode))
+    found = await _made(service, lambda cancel: _important(most, trace, wave, TRIED * asked.count, asked.mode, cancel))
     found = sorted(found, key=lambda effect: -abs(effect.exact))[: asked.count]
     return Whole(to_json({"experts": [dataclasses.asdict(effect) for effect in found]}))
 
@@ -106,10 +106,6 @@ class _Made:
 # On the engine's thread, one pass through the model at a time
 
 
-def _features(most: Most, wave: np.ndarray | None) -> torch.Tensor | None:
-    return None if wave is None else features_of(most, wave)
-
-
 def _knocked_out(
     most: Most,
     trace: RoutingTrace,
@@ -120,8 +116,12 @@ def _knocked_out(
 ) -> Iterator[Any]:
     features = _features(most, wave)
     yield Pause()
+    if cancel.is_set():
+        return
     plain = scored(most, trace, features)
     yield Pause()
+    if cancel.is_set():
+        return
     without = scored(most, trace, features, knock_out=off, mode=settings.knock_out_mode, like=plain)
     yield Pause()
     prompt = prompt_of(most, trace, features)
@@ -130,16 +130,24 @@ def _knocked_out(
 
 
 def _important(
-    most: Most, trace: RoutingTrace, wave: np.ndarray | None, count: int, mode: str
+    most: Most, trace: RoutingTrace, wave: np.ndarray | None, count: int, mode: str, cancel: threading.Event
 ) -> Iterator[Pause | _Made]:
     features, found = _features(most, wave), []
     yield Pause()
+    if cancel.is_set():
+        return
     for effect in importance(most, trace, features, count=count, mode=mode):
         if effect.exact is None:
             break
         found.append(effect)
         yield Pause()
+        if cancel.is_set():
+            return
     yield _Made(found)
+
+
+def _features(most: Most, wave: np.ndarray | None) -> torch.Tensor | None:
+    return None if wave is None else features_of(most, wave)
 
 
 # What is told

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.engine import Busy, Ended, Engine
+from app.engine import Busy, Ended, Engine, Pause
 from most_core import Done, GenerationSettings, SpeechDelta, TextDelta
 
 SECOND = SpeechDelta(np.zeros(16_000, np.float32), 16_000)
@@ -361,3 +361,13 @@ def wait_for(done):
     while not done():
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+def test_who_pauses_lets_those_go_first_who_came_later(engine, told):
+    first, second = Steps(*[Pause()] * 5, pause_s=0.05), Steps(*[TextDelta("a")] * 5, pause_s=0.01)
+    engine.submit(first, told.of("first"))
+    told.wait(lambda: told.events("first"))
+    engine.submit(second, told.of("second"))
+    told.until_ended("first", "second")
+    assert [event for _, event in told.log if isinstance(event, Ended)] == [Ended()] * 2
+    assert [name for name, event in told.log if isinstance(event, Ended)] == ["second", "first"]
