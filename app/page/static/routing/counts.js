@@ -1,5 +1,5 @@
-// What can be counted of choices: the formulas of most_core/metrics.py. `experts` is {layers, routed, per_token, groups}
-// as facts.model.experts has it; a piece is {rows, from, to}: the tokens from..to of some Rows, without `to`.
+// What can be counted of choices: the formulas of most_core/metrics.py. `experts` is as in facts.model.experts; a piece
+// is {rows, from, to}: the tokens from..to of some Rows, without `to`.
 
 import { AUDIO, NO_EXPERT, TEXT } from "./rows.js";
 
