@@ -520,9 +520,12 @@ def test_numbers_and_tables_read_back_as_they_were(open_inspector, spoken, evil)
         for place in (0, 40, 100):
             for row, layer in enumerate(turn["tokens"][place]["layers"]):
                 assert layer["layer"] == trace.layers[row]
-                assert [one["expert"] for one in layer["chosen"]] == trace.chosen[place, row].tolist()
-                assert [one["probability"] for one in layer["ranked"]] == trace.probs[place, row].tolist()
-                assert [one["expert"] for one in layer["unmasked"]] == trace.unmasked_experts[place, row].tolist()
+                assert layer["chosen"] == trace.chosen[place, row].tolist()
+                assert layer["chosen_probs"] == trace.chosen_probs[place, row].tolist()
+                assert layer["ranked"] == trace.experts[place, row].tolist()
+                assert layer["ranked_probs"] == trace.probs[place, row].tolist()
+                assert layer["unmasked"] == trace.unmasked_experts[place, row].tolist()
+                assert layer["unmasked_probs"] == trace.unmasked_probs[place, row].tolist()
                 assert layer["removed"] == trace.removed_mass[place, row]
                 assert layer["entropy"] == trace.entropy[place, row]
         name, data = saved(page, "parquet")

@@ -176,11 +176,8 @@ export class Exports {
   _json(pieces) {
     const turns = pieces.map((piece) => turnOf(piece));
     const about = { ...this._does.about(), scope: this._scope };
-    return JSON.stringify(
-      { format: "most-routing", version: 1, created: new Date().toISOString(), ...about, turns },
-      null,
-      1,
-    );
+    const created = new Date().toISOString();
+    return JSON.stringify({ format: "most-routing", version: 1, created, ...about, turns });
   }
 
   _parquet(pieces) {
@@ -223,21 +220,22 @@ function turnOf({ turn, rows, from, to, experts }) {
   };
 }
 
+/** One layer's choice of one token. Lists of experts are by falling probability; `_probs` are theirs, before the mask. */
 function choiceIn(rows, token, place, layer) {
   const { exact, k, wide } = rows;
   const cell = token * rows.layers.length + place;
-  const pairs = (experts, probabilities, each) => {
-    const listed = [];
-    for (let i = cell * each; i < (cell + 1) * each; i++) {
-      if (experts[i] !== NO_EXPERT) listed.push({ expert: experts[i], probability: probabilities?.[i] ?? null });
-    }
-    return listed;
+  const taken = rows.taken(token, place);
+  const part = (name, values, each) => {
+    const experts = values.subarray(cell * each, (cell + 1) * each).filter((expert) => expert !== NO_EXPERT);
+    const probs = exact ? [...exact[`${name}_probs`].subarray(cell * each, cell * each + experts.length)] : null;
+    return { [name]: [...experts], [`${name}_probs`]: probs };
   };
   return {
     layer,
-    chosen: rows.taken(token, place).map(({ expert, share }) => ({ expert, probability: share })),
-    ranked: exact ? pairs(exact.ranked, exact.ranked_probs, wide) : null,
-    unmasked: exact ? pairs(exact.unmasked, exact.unmasked_probs, wide) : pairs(rows.unmasked.view, null, k),
+    chosen: taken.map(({ expert }) => expert),
+    chosen_probs: taken.map(({ share }) => share),
+    ...(exact ? part("ranked", exact.ranked, wide) : { ranked: null, ranked_probs: null }),
+    ...(exact ? part("unmasked", exact.unmasked, wide) : part("unmasked", rows.unmasked.view, k)),
     removed: exact ? exact.removed[cell] : rows.removed.view[cell] / 255,
     entropy: exact ? exact.entropy[cell] : null,
   };
