@@ -7,6 +7,7 @@ import { calm, colours, fit, hatching, step } from "./paint.js";
 import { AUDIO, NO_EXPERT, TEXT } from "./rows.js";
 
 const FADES_MS = 600; // a glow is down to 37 % after so long
+const FAINT = 0.4; // below this a glow is seen through
 const DARK = 0.03; // what counts as no glow
 const GUTTER = 20; // for the layers' numbers
 const HEAD = 16; // for what the banks are
@@ -171,19 +172,22 @@ export class Banks {
           const colour = paint.of[this._side[cell]];
           const level = step(shown);
           const [x, across] = this._place(layer, bank, at);
+          const faint = Math.min(Math.max(light / FAINT, this._steady[cell] ? 1 : 0), 1); // a glow that goes out
+          pen.globalAlpha = faint;
           pen.fillStyle = colour.fills[level];
           pen.fillRect(x, y, across - 1, tall - 1);
           if (this._side[cell] === AUDIO) {
             pen.fillStyle = pattern;
             pen.fillRect(x, y, across - 1, tall - 1);
           }
+          pen.globalAlpha = 1;
           if (across < NUMBERED || size < 8) continue;
-          if (this._side[cell] === AUDIO) {
+          if (faint === 1 && this._side[cell] === AUDIO) {
             pen.fillStyle = colour.fills[level];
             const wide = Math.min(16, across - 1);
             pen.fillRect(x + (across - 1 - wide) / 2, y + (tall - size) / 2 - 1, wide, size + 1);
           }
-          pen.fillStyle = paint.surface;
+          pen.fillStyle = faint > 0.5 ? paint.surface : paint.ink;
           pen.fillText(group[at], x + (across - 1) / 2, y + tall / 2);
         }
       }
@@ -208,7 +212,7 @@ export class Banks {
     const every = Math.ceil(10 / tall);
     for (let layer = 0; layer < layers.length; layer++) {
       const y = HEAD + layer * tall;
-      pen.font = `${Math.min(size + 1, 11)}px ${FIGURES}`;
+      pen.font = `${Math.min(Math.max(size + 1, 9), 11)}px ${FIGURES}`;
       pen.textAlign = "right";
       pen.fillStyle = paint.soft;
       if (layer % every === 0) pen.fillText(layers[layer], GUTTER - 4, y + tall / 2);

@@ -276,10 +276,12 @@ export class Ribbon {
     const first = Math.max(Math.floor((GUTTER - x) / zoom), 0);
     const end = Math.min(Math.ceil((this._width - x) / zoom), part.count);
     const height = this._rowHeight * rows.layers.length;
+    pen.globalAlpha = rows.provisional ? 0.75 : 1;
     for (let tile = Math.floor(first / TILE); tile * TILE < end; tile++) {
       const picture = this._tile(paint, part, tile);
       pen.drawImage(picture, x + tile * TILE * zoom, this._top, TILE * zoom, height);
     }
+    pen.globalAlpha = 1;
     const runs = runsOf(rows);
     this._drawVoices(pen, paint, part, runs, x);
     let spoken = null; // the last sound of the user's is this turn's: earlier ones are history
@@ -347,12 +349,16 @@ export class Ribbon {
     if (zoom >= NUMBERED) {
       pen.font = `12px ${FONT}`;
       let line = -1;
+      let free = 0; // where what was written last ends
       for (let token = run.from; token < to; token++) {
-        const text = rows.text[token].trim();
-        if (line < 0 || !SIGN.test(text)) line = (line + 1) % 3; // words have room over their neighbours
-        const left = x + token * zoom;
+        const sign = line >= 0 && SIGN.test(rows.text[token]);
+        if (!sign) line = (line + 1) % 3; // words have room over their neighbours
+        const left = x + token * zoom + 1;
         if (left > this._width || left < GUTTER - 3 * zoom) continue;
-        pen.fillText(clipped(pen, text, 3 * zoom - 3), left + 1, HEAD + 2 + line * 15);
+        const text = clipped(pen, rows.text[token].trim(), 3 * zoom - 3);
+        const at = sign ? Math.max(left, free) : left;
+        pen.fillText(text, at, HEAD + 2 + line * 15);
+        free = at + pen.measureText(text).width;
       }
       return;
     }

@@ -340,6 +340,7 @@ export class View {
     this._does.wide(on);
     this._ribbon.wide = on;
     this._banks.wide = on;
+    this._toggles.wide.scrollIntoView({ block: "center" }); // what was above it is gone, or back
     this._soon();
   }
 
