@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import routing_figures as metrics
+from most_core import metrics
 
 STATIC = Path("app/page/static")
 COUNT = """async ({experts, modality, k, chosen, pieces}) => {

@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from talk_page import TalkPage
 
 from most_core import RoutingTrace
-from train import routing_figures as metrics
+from most_core import metrics
 
 QUESTION = "What is the capital of France?"
 # Keeps what the socket tells of the routing, and the tables of each turn.
