@@ -101,6 +101,7 @@ class _Reply:
     reckoned_at: float = 0.0
     played_ms: float = 0.0
     sound_ms: float = 0.0
+    skipped_ms: float = 0.0  # of silence before its first sound
     sounds: list[SpeechDelta] = field(default_factory=list)
     held: list[Output] = field(default_factory=list)  # until the turn is committed
     reply: Reply | None = None
@@ -515,7 +516,7 @@ class Conversation:
         reply = self._reply
         reply.playing, reply.played_at = True, self._wall()
         reply.reckoned_at = reply.played_at
-        self.emit(Playback(reply.turn, "play"))
+        self.emit(Playback(reply.turn, "play", reply.skipped_ms))
         for delta in reply.sounds:
             self.emit(Sound(reply.turn, delta.pcm, delta.sample_rate))
         if reply.last:
@@ -577,8 +578,12 @@ class Conversation:
                 self._show(reply, Text(reply.turn, text))
             case SpeechDelta():
                 self._all_heard(reply)
-                if not reply.sounds and (event := _from_first_sound(event)) is None:
-                    return
+                if not reply.sounds:
+                    whole, event = event, _from_first_sound(event)
+                    left = 0 if event is None else len(event.pcm)
+                    reply.skipped_ms += 1000 * (len(whole.pcm) - left) / whole.sample_rate
+                    if event is None:
+                        return
                 reply.sounds.append(event)
                 reply.sound_ms += 1000 * len(event.pcm) / event.sample_rate
                 if reply.playing:

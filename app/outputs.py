@@ -113,10 +113,12 @@ class Sound:
 
 @dataclass(frozen=True)
 class Playback:
-    """What the speaker shall do with the turn's sound: `stop` throws away what was not played."""
+    """What the speaker shall do with the turn's sound: `stop` throws away what was not played. `skipped_ms` of silence
+    before its first sound are left out, which the reply's units tell of, too."""
 
     turn: int
     action: Literal["play", "pause", "resume", "stop"]
+    skipped_ms: float = 0.0  # where it begins to play
 
 
 @dataclass(frozen=True)

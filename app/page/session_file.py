@@ -175,6 +175,7 @@ class _Reply(_Part):
     status: Literal["completed", "cancelled", "incomplete", "failed", "lost"]
     sound_ms: Ms
     played_ms: Ms
+    skipped_ms: Ms = 0
     wav: Text | None
     confidence: Share | None = None
     cut: bool = False

@@ -94,6 +94,8 @@ class RealtimeOutput:
                     )
             case talk.Routed(turn=turn, rows=rows, provisional=provisional):
                 self.ours("most.routing.delta", turn, **rows.to_wire(provisional))
+            case talk.Playback(turn=turn, action="play", skipped_ms=skipped):
+                self.ours("most.playback", turn, action="play", skipped_ms=round(skipped, 2))
             case talk.Playback(turn=turn, action=action):
                 self.ours("most.playback", turn, action=action)
             case talk.Timed(turn=turn, stages=stages, total_ms=total):

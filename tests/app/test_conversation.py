@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from app import conversation
 from app import outputs as out
 from app.conversation import Conversation, Item, _Recent
 from app.engine import Engine
@@ -128,6 +129,20 @@ def test_a_reply_begins_with_what_can_be_heard_and_loses_nothing_else(stage):
     whole = stage.of(out.ReplyEnded)[0].reply.waveform
     assert np.abs(sound[: round(0.031 * 16000)]).max() > 10 ** (-50 / 20)
     np.testing.assert_array_equal(sound, whole[len(whole) - len(sound) :])
+    (play,) = [o for o in stage.of(out.Playback) if o.action == "play"]
+    assert play.skipped_ms == pytest.approx((len(whole) - len(sound)) / 16)
+
+
+def test_what_is_left_out_of_a_quiet_beginning_is_told(stage, monkeypatch):
+    monkeypatch.setattr(conversation, "QUIET", 0.1)
+    stage.quiet(1)
+    stage.hear(QUESTION)
+    stage.quiet(5)
+    sound = np.concatenate([o.pcm for o in stage.of(out.Sound)])
+    whole = stage.of(out.ReplyEnded)[0].reply.waveform
+    (play,) = [o for o in stage.of(out.Playback) if o.action == "play"]
+    assert play.skipped_ms == pytest.approx((len(whole) - len(sound)) / 16)
+    assert play.skipped_ms > 0
 
 
 def test_timings_add_up_from_the_end_of_speech_to_playback(stage):

@@ -19,6 +19,7 @@ import most_core
 from app.audio import WIRE_RATE, from_pcm16, resampled, to_pcm16
 from app.page import exact_trace
 from most_core import RoutingTrace
+from most_core.metrics import report
 from most_core.processing import as_messages
 from most_core.replay import features_of, importance, scored
 from most_core.router import choose_experts
@@ -58,6 +59,7 @@ BUILD = """async ({facts, turns}) => {
     selectExpert: (expert) => asked.experts.push(expert),
     brush: (span) => asked.brushed.push(span),
     say: (text) => asked.said.push(text),
+    off: (experts) => (asked.off = experts),
     about: () => ({model: facts.model, versions: facts.versions}),
     download: async (blob, name) => {
       const {base64Of} = await from("turns.js");
@@ -97,7 +99,7 @@ def turn_of(number, wave, reply, **more):
         "tables": {name: in_base64(data) for name, data in reply.trace.to_bytes().items()},
         "trace": exact_trace.exact(reply.trace),
         "user": {"text": reply.heard, "words": [], "sound": in_base64(to_pcm16(wave)), "file": None},
-        "reply": {"text": reply.text, "status": "completed", "sound": in_base64(sound)},
+        "reply": {"text": reply.text, "status": "completed", "sound": in_base64(sound), "skipped_ms": 0},
         **more,
     }
 
@@ -302,7 +304,7 @@ def test_clips_fit_a_reply_whose_quiet_beginning_was_left_out(open_inspector, sp
     trace, quiet = reply.trace, 2400  # samples
     turn = turn_of(1, wave, reply)
     sound = base64.b64decode(turn["reply"]["sound"])
-    turn["reply"]["sound"] = in_base64(sound[2 * quiet :])
+    turn["reply"] |= {"sound": in_base64(sound[2 * quiet :]), "skipped_ms": 1000 * quiet / WIRE_RATE}
     said = (trace.role == "assistant") & (trace.modality == 1)
     with open_inspector([turn]) as page:
         for expert in range(8, 16):
@@ -515,6 +517,7 @@ def test_numbers_and_tables_read_back_as_they_were(open_inspector, spoken, evil)
         turn = given["turns"][1]
         assert turn["user"] == turn["file"] == EVIL
         assert turn["leakage"] == {"outside": 0, "decisions": trace.chosen.size}
+        assert turn["report"] == json.loads(json.dumps(report(RoutingTrace.from_bytes(trace.to_bytes()))))
         assert [token["text"] for token in turn["tokens"]] == trace.text.tolist()
         assert [token["id"] for token in turn["tokens"]] == trace.id.tolist()
         for place in (0, 40, 100):
@@ -609,6 +612,7 @@ def test_a_knock_out_shows_what_the_model_says_without_its_experts(open_inspecto
             page.click('[data-action="knock-out-expert"]')
         page.locator('[data-action="switch-on"]').last.click()
         assert numbers(page, ".knock-out .chips li", "layer", "expert") == [[layer, first], [layer, second]]
+        assert page.evaluate("asked.off") == [[layer, first], [layer, second]]
         page.select_option("#inspector-mode", mode)
         page.click('[data-action="knock-out"]')
         page.wait_for_selector(".compared", timeout=60_000)
@@ -651,8 +655,8 @@ def test_the_experts_that_mattered_are_told_and_can_be_looked_at(open_inspector,
         page.click('[data-action="importance"]')
         page.wait_for_selector(".importance", timeout=60_000)
         shown = numbers(page, ".importance tbody tr", "layer", "expert", "estimate", "exact")
-        wanted = [e for e in importance(most, reply.trace, features_of(most, wave), count=5) if e.exact is not None]
-        wanted.sort(key=lambda effect: -abs(effect.exact))
+        wanted = [e for e in importance(most, reply.trace, features_of(most, wave), count=15) if e.exact is not None]
+        wanted = sorted(wanted, key=lambda effect: -abs(effect.exact))[:5]
         assert [row[:2] for row in shown] == [[effect.layer, effect.expert] for effect in wanted]
         for row, effect in zip(shown, wanted):
             assert row[2:] == pytest.approx([effect.estimate, effect.exact], rel=1e-3, abs=1e-3)

@@ -9,8 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from talk_page import TalkPage
 
-from most_core import RoutingTrace
-from most_core import metrics
+from most_core import RoutingTrace, metrics
 
 QUESTION = "What is the capital of France?"
 # Keeps what the socket tells of the routing, and the tables of each turn.

@@ -31,6 +31,7 @@ export function zipped(turns, about) {
         confidence: reply.confidence,
         sound_ms: reply.sound_ms,
         played_ms: reply.played_ms,
+        skipped_ms: reply.skipped_ms,
         cut: reply.cut,
         wav: reply.sound.length ? put(`${name}-reply.wav`, wav(joined(Int16Array, reply.sound), REPLY_RATE)) : null,
       },

@@ -17,7 +17,7 @@ import { Connection } from "./socket.js";
 import { Sound } from "./sound/devices.js";
 import { Stage } from "./stage.js";
 import { Transcript } from "./transcript.js";
-import { REPLY_RATE, Turns, USER_RATE, base64Of, joined } from "./turns.js";
+import { REPLY_RATE, Turns, USER_RATE, joined, tablesInBase64 } from "./turns.js";
 import { say } from "./words.js";
 
 const IDLE_MS = 5 * 60_000; // after which a session without a microphone gives its place to others
@@ -128,6 +128,7 @@ export class Talk {
       download,
       about: () => ({ model: this.facts.model, versions: this.facts.versions }),
       say: (text) => this.routing.tell(text),
+      off: (experts) => (this.routing.off = experts),
       wide: (on) => this.element.toggleAttribute("data-wide", on),
     };
   }
@@ -537,8 +538,7 @@ export class Talk {
   async _recorded(turn) {
     if (!turn?.tables || !this.settings.routing) return;
     const { turns } = this;
-    const tables = Object.fromEntries(Object.entries(turn.tables).map(([name, bytes]) => [name, base64Of(bytes)]));
-    const body = JSON.stringify({ tables });
+    const body = JSON.stringify({ tables: tablesInBase64(turn.tables) });
     try {
       const headers = { "Content-Type": "application/json" };
       const answer = await fetched(new URL("../trace", import.meta.url), { method: "POST", headers, body });

@@ -15,6 +15,11 @@ export function base64Of(bytes) {
   return btoa(text);
 }
 
+/** The files of a trace as the server takes them. */
+export function tablesInBase64(tables) {
+  return Object.fromEntries(TABLES.map((name) => [name, base64Of(tables[name])]));
+}
+
 export const USER_RATE = 16000;
 export const REPLY_RATE = 24000;
 export const TABLES = ["tokens", "routing", "layers"]; // of a trace
@@ -22,7 +27,7 @@ export const TABLES = ["tokens", "routing", "layers"]; // of a trace
 /**
  * A turn: {number, kind, at, user, reply, timings, tables, seed, live, waiting}.
  * `user`: {text, partial, words, confidence, sound, file}, `reply`: {text, status, why, sound, sound_ms, played_ms,
- * cut (it was interrupted), confidence}, where sounds are Int16Array (16 kHz the user's, 24 kHz the reply's) and
+ * skipped_ms (silence before its first sound, of which its units tell), cut (it was interrupted), confidence}, where sounds are Int16Array (16 kHz the user's, 24 kHz the reply's) and
  * `status` is one of "", "in_progress", "completed", "cancelled", "incomplete", "failed", "lost".
  */
 function blank(number, kind) {
@@ -33,7 +38,17 @@ function blank(number, kind) {
     live: true, // of this connection
     waiting: false, // to be sent
     user: { text: "", partial: false, words: [], confidence: null, sound: null, file: null },
-    reply: { text: "", status: "", why: "", sound: [], sound_ms: 0, played_ms: 0, cut: false, confidence: null },
+    reply: {
+      text: "",
+      status: "",
+      why: "",
+      sound: [],
+      sound_ms: 0,
+      played_ms: 0,
+      skipped_ms: 0,
+      cut: false,
+      confidence: null,
+    },
     timings: null,
     tables: null,
     seed: null,
@@ -191,6 +206,10 @@ export class Turns {
       case "most.timings":
         return this._change(this._numbers.get(event.turn_id), (turn) => {
           turn.timings = { stages: event.stages, total_ms: event.total_ms };
+        });
+      case "most.playback":
+        return this._change(event.action === "play" && this._numbers.get(event.turn_id), (turn) => {
+          turn.reply.skipped_ms = event.skipped_ms;
         });
       case "most.record.piece": {
         const pieces = this._pieces.get(event.turn_id) ?? {};

@@ -1,8 +1,9 @@
 // Taking it along: the routing of a span, a turn or the whole conversation as a file.
 
 import { button, h } from "../dom.js";
+import { fetched } from "../asking.js";
 import { archive } from "../saved_session.js";
-import { TABLES } from "../turns.js";
+import { TABLES, tablesInBase64 } from "../turns.js";
 import { say } from "../words.js";
 import { leakage } from "./counts.js";
 import { asSvg, drawingOf, painted } from "./drawing.js";
@@ -173,8 +174,8 @@ export class Exports {
     return pageFile(pieces, { lines: this._lines(pieces), words, sounds: this._sounds.checked });
   }
 
-  _json(pieces) {
-    const turns = pieces.map((piece) => turnOf(piece));
+  async _json(pieces) {
+    const turns = await Promise.all(pieces.map(async (piece) => turnOf(piece, await reportOf(piece.turn))));
     const about = { ...this._does.about(), scope: this._scope };
     const created = new Date().toISOString();
     return JSON.stringify({ format: "most-routing", version: 1, created, ...about, turns });
@@ -190,8 +191,16 @@ export class Exports {
   }
 }
 
+/** All metrics of a turn, as most_core.metrics has them; null of one that was not recorded. */
+async function reportOf({ tables }) {
+  if (!tables) return null;
+  const body = JSON.stringify({ tables: tablesInBase64(tables), report: true });
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body };
+  return (await (await fetched(new URL("../../trace", import.meta.url), options)).json()).report;
+}
+
 /** A piece as it stands in the JSON file. `report` is of the whole turn. */
-function turnOf({ turn, rows, from, to, experts }) {
+function turnOf({ turn, rows, from, to, experts }, report) {
   const { outside, decisions } = leakage(rows, experts, from, to);
   const tokens = [];
   for (let token = from; token < to; token++) {
@@ -215,7 +224,7 @@ function turnOf({ turn, rows, from, to, experts }) {
     exact: rows.exact !== null,
     experts,
     leakage: { outside, decisions },
-    report: rows.report,
+    report,
     tokens,
   };
 }

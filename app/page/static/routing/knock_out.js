@@ -2,7 +2,7 @@
 
 import { fetched } from "../asking.js";
 import { button, h } from "../dom.js";
-import { REPLY_RATE, TABLES, base64Of, bytesOf, joined } from "../turns.js";
+import { REPLY_RATE, base64Of, bytesOf, joined, tablesInBase64 } from "../turns.js";
 import { say } from "../words.js";
 import { expertName, modalityOf, nats, scrolled, tokenText } from "./telling.js";
 
@@ -10,8 +10,7 @@ const COUNT = 5; // experts that are told to matter
 const CHART = { width: 600, height: 120 };
 
 export class KnockOut {
-  /** `does`: play(), turns(), settings(), selectExpert(), say(), as in view.js; off([[layer, expert], ..]) where there
-   * is one: which experts are off now. */
+  /** `does`: play(), turns(), settings(), selectExpert(), say(), off(), as in view.js. */
   constructor(does) {
     this._does = does;
     this._off = []; // {layer, expert}
@@ -99,7 +98,7 @@ export class KnockOut {
 
   _show() {
     const busy = this._running !== null;
-    this._does.off?.(this._off.map(({ layer, expert }) => [layer, expert]));
+    this._does.off(this._off.map(({ layer, expert }) => [layer, expert]));
     this._chips.replaceChildren(
       ...this._off.map((one) =>
         h(
@@ -129,7 +128,7 @@ export class KnockOut {
   async _posted(address, wishes) {
     const { tables, user } = this._turn;
     const body = {
-      tables: Object.fromEntries(TABLES.map((name) => [name, base64Of(tables[name])])),
+      tables: tablesInBase64(tables),
       sound: user.sound?.length ? base64Of(bytesIn(user.sound)) : null,
       mode: this._mode.value,
       ...wishes,

@@ -379,8 +379,10 @@ export class Ribbon {
     let beats = null;
     let offset = 0;
     let round = Infinity;
-    if (run.role !== "user") beats = turn && replyEnvelope(turn, REPLY_RATE);
-    else if (turn?.user.sound?.length) beats = userEnvelope(turn, USER_RATE);
+    if (run.role !== "user") {
+      beats = turn && replyEnvelope(turn, REPLY_RATE);
+      offset = -(turn?.reply.skipped_ms ?? 0);
+    } else if (turn?.user.sound?.length) beats = userEnvelope(turn, USER_RATE);
     else if (this._heard && (!turn || this._heard.turn === turn)) {
       beats = this._heard.beats;
       offset = this._heard.start_ms;
@@ -435,7 +437,7 @@ export class Ribbon {
     const { reply } = turn;
     const going = reply.status === "in_progress" || reply.status === "";
     if (!run.step_ms || (!going && (!reply.sound_ms || reply.played_ms >= reply.sound_ms - run.step_ms))) return;
-    const heard = run.from + Math.max(reply.played_ms - run.start_ms, 0) / run.step_ms;
+    const heard = run.from + Math.max(reply.played_ms + reply.skipped_ms - run.start_ms, 0) / run.step_ms;
     if (heard >= to) return;
     const left = x + heard * this._zoom;
     pen.globalAlpha = 0.55;

@@ -30,7 +30,6 @@ export class Rows {
     this.unmasked = new Bytes(); // [T, L, K], what it would have chosen without the mask
     this.removed = new Bytes(); // [T, L], probability that the mask took away, x 255
     this.exact = null; // {probs, ranked, ranked_probs, unmasked, unmasked_probs, removed, entropy} once it is over
-    this.report = null; // most_core.metrics.report of all of it, once it is over
   }
 
   get length() {
@@ -75,7 +74,6 @@ export class Rows {
     const { tokens, experts, k, wide } = trace;
     const rows = new Rows(experts.layers, k, wide);
     rows.first = tokens.token[0] ?? 0;
-    rows.report = trace.report ?? null;
     for (const name of [...TOLD, "logprob", "id", "turn"]) rows[name] = tokens[name];
     const ranked = bytesOf(trace.unmasked);
     const probs = floatsOf(trace.chosen_probs);

@@ -109,17 +109,6 @@ export function ownFrom(rows) {
       );
 }
 
-/** How much quiet at the beginning of a reply's sound the server left out: its units tell of it, too. */
-function quietBefore(turn, rows) {
-  if (turn.reply.status !== "completed") return 0; // the end is missing as well, and nobody knows how much
-  let end = 0;
-  for (let token = ownFrom(rows); token < rows.length; token++) {
-    if (rows.role[token] !== "user" && rows.modality[token] === AUDIO) end = Math.max(end, rows.end_ms[token] ?? 0);
-  }
-  const pieces = turn.reply.sound.reduce((sum, piece) => sum + piece.length, 0);
-  return Math.max(end - (1000 * pieces) / REPLY_RATE, 0);
-}
-
 /** {pcm, rate}: the sound around a token of audio, as it was said or heard; null where the page has none. */
 export function clipOf(turn, rows, token) {
   const start = rows.start_ms[token];
@@ -127,7 +116,7 @@ export function clipOf(turn, rows, token) {
   const heard = rows.role[token] === "user";
   const rate = heard ? USER_RATE : REPLY_RATE;
   const sound = heard ? (turn.user.sound ?? new Int16Array(0)) : joined(Int16Array, turn.reply.sound);
-  const middle = (start + rows.end_ms[token]) / 2 - (heard ? 0 : quietBefore(turn, rows));
+  const middle = (start + rows.end_ms[token]) / 2 - (heard ? 0 : turn.reply.skipped_ms);
   const from = Math.max(Math.round(((middle - CLIP_MS / 2) * rate) / 1000), 0);
   const pcm = sound.slice(from, Math.round(((middle + CLIP_MS / 2) * rate) / 1000));
   return pcm.length ? { pcm, rate } : null;
