@@ -77,7 +77,7 @@ export class KnockOut {
   /** Switch one more expert off. */
   add({ layer, expert }) {
     if (!this._off.some((one) => one.layer === layer && one.expert === expert)) this._off.push({ layer, expert });
-    this._show();
+    this._changed();
     this._try.focus();
   }
 
@@ -88,8 +88,13 @@ export class KnockOut {
 
   _remove(gone) {
     this._off = this._off.filter((one) => one !== gone);
-    this._show();
+    this._changed();
     (this._chips.querySelector("button") ?? this._ask).focus();
+  }
+
+  _changed() {
+    this._does.off(this._off.map(({ layer, expert }) => [layer, expert]));
+    this._show();
   }
 
   _chosen() {
@@ -98,7 +103,6 @@ export class KnockOut {
 
   _show() {
     const busy = this._running !== null;
-    this._does.off(this._off.map(({ layer, expert }) => [layer, expert]));
     this._chips.replaceChildren(
       ...this._off.map((one) =>
         h(
