@@ -76,10 +76,29 @@ def talk(browser: Browser, scheme: str, size: dict[str, int]) -> None:
     take(page, "speaking", scheme)
     page.wait_for_selector('.stage[data-state="listening"]')
     take(page, "listening", scheme)
+    page.click('#most [data-action="end"]')
+    closely(page, scheme)
     if scheme == "light":
         page.click('#most [data-action="settings"]')
         take(page, "settings", scheme)
     page.context.close()
+
+
+def closely(page: Page, scheme: str) -> None:
+    """The routing of what was said: a token's card, and an answer without one expert."""
+    page.click('#most [data-action="wide"]')
+    page.wait_for_timeout(500)
+    box = page.locator(".ribbon-canvas").bounding_box()
+    page.mouse.click(box["x"] + 0.55 * box["width"], box["y"] + 0.7 * box["height"])
+    page.mouse.move(0, 0)
+    take(page, "routing", scheme)
+    page.click(".bars tr[data-expert] button")
+    page.click('[data-action="knock-out-expert"]')
+    page.click('[data-action="knock-out"]')
+    page.wait_for_selector(".compared", timeout=60_000)
+    page.locator(".compared").scroll_into_view_if_needed()
+    take(page, "knock-out", scheme)
+    page.click('#most [data-action="wide"]')
 
 
 def phone(browser: Browser, scheme: str) -> None:

@@ -44,6 +44,7 @@ KINDS = {  # not left to the machine's own table, which may call a module plain 
     ".woff2": "font/woff2",
 }
 SPOKEN = re.compile(r"\| `([a-z0-9_-]+\.wav)` \| ([^|]+?) \|")  # a row of the samples' README
+MOST_PAIRS = 1_000_000  # of experts that a report may set against each other: what is many times the full model
 FIGURES = ("asr_wer_", "qa_text_", "qa_written", "orders_")  # those that a person wants to know
 
 
@@ -192,4 +193,7 @@ async def _trace(service: Service, given: dict[str, Any]) -> Answer:
 
 def _told(asked: _OneTrace) -> bytes:
     trace = exact_trace.read_tables(asked.tables)
+    pairs = sum(len(group) ** 2 for groups in trace.config.expert_groups() for group in groups)
+    if asked.report and pairs > MOST_PAIRS:
+        raise Refusal(400, f"the report of {pairs} pairs of experts is too large ({MOST_PAIRS} at most): leave it out")
     return to_json(exact_trace.exact(trace) | ({"report": report(trace)} if asked.report else {}))

@@ -319,11 +319,15 @@ def _traces(tables: dict[int, dict[str, bytes]], stems: dict[int, str]) -> dict[
     traces, cells = {}, 0
     for turn, parts in tables.items():
         traces[turn] = trace = read_trace(parts, stems[turn], f"turn {turn}")
-        groups = len(trace.layers) * trace.config.n_routed_experts
-        cells += trace.chosen.size + trace.experts.size + 2 * groups
+        cells += _cells(trace)
         if cells > MOST_CELLS:
             raise ValueError(f"the traces hold more than {MOST_CELLS} choices of experts: save fewer turns")
     return traces
+
+
+def _cells(trace: RoutingTrace) -> int:
+    groups = len(trace.layers) * trace.config.n_routed_experts
+    return trace.chosen.size + trace.experts.size + 2 * groups
 
 
 def read_trace(parts: dict[str, bytes], name: str, whose: str) -> RoutingTrace:
@@ -336,6 +340,8 @@ def read_trace(parts: dict[str, bytes], name: str, whose: str) -> RoutingTrace:
         numbers = (trace.chosen_probs, trace.probs, trace.unmasked_probs, trace.removed_mass, trace.entropy)
         if not all(np.isfinite(values).all() for values in numbers):
             raise ValueError(f"the trace of {whose} has a share that cannot be: save the session again")
+        if _cells(trace) > MOST_CELLS:
+            raise ValueError(f"the trace of {whose} holds more than {MOST_CELLS} choices of experts: save fewer turns")
         return trace
     except BROKEN as error:
         raise ValueError(f"the trace of {whose} is damaged ({_line(error)}): save the session again") from None

@@ -18,7 +18,7 @@ import soundfile
 
 import most_core
 from app.audio import encode, from_pcm16
-from app.page import exact_trace, routes
+from app.page import exact_trace, routes, session_file
 from app.page.words import words
 from app.settings import Settings
 from most_core import MostConfig, RoutingTrace
@@ -270,6 +270,21 @@ def test_a_trace_comes_with_its_metrics_where_they_are_asked_for(site):
     told = asked(site, "/page/trace", tables=tables_of(trace), report=True).json()
     assert told.pop("report") == json.loads(json.dumps(report(RoutingTrace.from_bytes(trace.to_bytes()))))
     assert told == asked(site, "/page/trace", tables=tables_of(trace)).json()
+
+
+def test_a_report_that_would_fill_the_memory_is_refused(site, monkeypatch):
+    monkeypatch.setattr(routes, "MOST_PAIRS", 60)
+    answer = asked(site, "/page/trace", tables=tables_of(zips.trace()), report=True)
+    assert answer.status_code == 400
+    assert "64 pairs of experts is too large (60 at most)" in answer.json()["error"]["message"]
+    assert asked(site, "/page/trace", tables=tables_of(zips.trace())).status_code == 200
+
+
+def test_a_trace_of_more_choices_than_fit_is_refused(site, monkeypatch):
+    monkeypatch.setattr(session_file, "MOST_CELLS", 100)
+    answer = asked(site, "/page/trace", tables=tables_of(zips.trace()))
+    assert answer.status_code == 400
+    assert "holds more than 100 choices" in answer.json()["error"]["message"]
 
 
 def test_a_trace_of_no_tokens_is_told(site):
