@@ -723,7 +723,8 @@ export class Ribbon {
     const y = event.clientY - top;
     this._label.style.setProperty("left", `${Math.min(Math.max(event.clientX - left - 40, 0), room)}px`);
     // Over the sound and the words while it tells of a cell, and below all cells while it tells of those.
-    this._label.style.setProperty("top", `${y < this._top ? this._height : this._top - this._label.offsetHeight - 4}px`);
+    const at = y < this._top ? this._height : this._top - this._label.offsetHeight - 4;
+    this._label.style.setProperty("top", `${at}px`);
   }
 
   /** Two tokens, the earlier one first. */
