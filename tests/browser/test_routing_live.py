@@ -12,20 +12,32 @@ from talk_page import TalkPage
 from most_core import RoutingTrace, metrics
 
 QUESTION = "What is the capital of France?"
-# Keeps what the socket tells of the routing, and the tables of each turn.
+# Keeps what the socket tells of the routing, and the tables of each turn; lets a test say what the server says.
 TELL = """(() => {
   globalThis.told = [];
   const Socket = globalThis.WebSocket;
   globalThis.WebSocket = class extends Socket {
     constructor(...given) {
       super(...given);
+      let latest = 0;
+      globalThis.comes = (event) =>
+        this.dispatchEvent(new MessageEvent("message", {data: JSON.stringify({sequence: latest, ...event})}));
       this.addEventListener("message", ({data}) => {
         const event = JSON.parse(data);
+        latest = event.sequence ?? latest;
         if (/^most\\.(routing|record)/.test(event.type)) told.push(event);
       });
     }
   };
 })();"""
+# Somebody begins to speak, and what was heard so far comes again and again, as often as given.
+SPEECH = """(times) => {
+  const delta = told.findLast((event) => event.type === "most.routing.delta" && event.first_token === 0);
+  const {sequence, ...heard} = delta;
+  comes({type: "input_audio_buffer.speech_started", item_id: "item_cough", audio_start_ms: 0});
+  for (let n = 0; n < times; n++) comes({...heard, turn_id: "turn_cough", provisional: true});
+  return heard.modality.length;
+}"""
 # A picture of the ribbon's cells as one number a pixel.
 PIXELS = """(() => {
   const canvas = document.querySelector(".ribbon-canvas");
@@ -47,6 +59,21 @@ def settled(talk):
 
 def pixels(page):
     return np.array(page.evaluate(PIXELS), np.uint32)
+
+
+def serious(page):
+    """What axe finds serious on the page."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {json.dumps(one['nodes'][0]['html'])[:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def place(talk, hash):
+    """Until the page's address says this."""
+    talk.until(lambda: talk.page.evaluate("location.hash") == hash)
 
 
 def trace_of(page, turn=-1):
@@ -155,10 +182,10 @@ def test_the_keyboard_goes_through_tokens_and_layers(asked):
     page.focus(".ribbon-stage")
     page.keyboard.press("ArrowLeft")
     last = len(trace_of(page).modality)
-    assert page.evaluate("location.hash") == f"#turn=2&token={last}&layer=1"
+    place(asked, f"#turn=2&token={last}&layer=1")
     for key in ("ArrowLeft", "ArrowDown", "ArrowDown"):
         page.keyboard.press(key)
-    assert page.evaluate("location.hash") == f"#turn=2&token={last - 1}&layer=3"
+    place(asked, f"#turn=2&token={last - 1}&layer=3")
     said = '[data-live="routing"]'
     asked.until(lambda: f"Turn 2, token {last - 1}" in page.text_content(said))
     trace = trace_of(page)
@@ -168,9 +195,9 @@ def test_the_keyboard_goes_through_tokens_and_layers(asked):
     assert text.endswith(f"layer 3: expert {chosen[0]}, {percent} %, then {chosen[1]}, {chosen[2]}, {chosen[3]}"), text
     assert re.search(r"sound, \d+\.\d\d s", text), text
     page.keyboard.press("Home")
-    assert page.evaluate("location.hash") == "#turn=1&token=1&layer=3"
+    place(asked, "#turn=1&token=1&layer=3")
     page.keyboard.press("PageDown")
-    assert page.evaluate("location.hash") == "#turn=2&token=1&layer=3"
+    place(asked, "#turn=2&token=1&layer=3")
     page.keyboard.press("Enter")
     before = pixels(page)
     page.keyboard.press("Shift+ArrowRight")
@@ -178,8 +205,72 @@ def test_the_keyboard_goes_through_tokens_and_layers(asked):
     page.wait_for_timeout(300)
     assert (pixels(page) != before).any(), "no span is shaded"
     page.keyboard.press("Escape")
-    assert page.evaluate("location.hash") == ""
+    place(asked, "")
     assert asked.state == "idle"
+
+
+def test_the_address_is_written_seldom_while_a_key_is_held(asked):
+    page = asked.page
+    page.evaluate(
+        """() => {
+          globalThis.written = 0;
+          const replace = history.replaceState;
+          history.replaceState = function (...given) {
+            written += 1;
+            return replace.apply(this, given);
+          };
+        }"""
+    )
+    page.evaluate(
+        """() => {
+          const stage = document.querySelector(".ribbon-stage");
+          for (let n = 0; n < 20; n++) stage.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"}));
+        }"""
+    )
+    place(asked, f"#turn=2&token={len(trace_of(page).modality) - 19}&layer=1")
+    assert page.evaluate("written") == 2
+
+
+def test_a_span_that_grows_by_keys_stays_open(asked):
+    page = asked.page
+    page.focus(".ribbon-stage")
+    shown = '.inspector [role="tab"][aria-selected="true"]'
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert page.get_attribute(shown, "id") == "inspector-tab-token"
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowDown"):
+        page.keyboard.press(f"Shift+{key}")
+        assert page.get_attribute(shown, "id") == "inspector-tab-span", key
+    page.keyboard.press("ArrowLeft")
+    assert page.get_attribute(shown, "id") == "inspector-tab-token"
+
+
+def test_a_cough_leaves_nothing(asked):
+    page = asked.page
+    page.wait_for_timeout(300)
+    before, heading = pixels(page), page.inner_text(".routing-main > h3")
+    page.evaluate(SPEECH, 2)
+    asked.until(lambda: data(page)["state"] == "listening")
+    asked.until(lambda: (pixels(page) != before).any())
+    page.evaluate("comes({type: 'input_audio_buffer.speech_stopped', item_id: 'item_cough'})")
+    page.evaluate("comes({type: 'most.state', state: 'listening'})")
+    asked.until(lambda: data(page)["state"] == "over")
+    asked.until(lambda: (pixels(page) == before).all())
+    assert page.inner_text(".routing-main > h3") == heading
+
+
+def test_frozen_what_is_heard_again_counts_once(asked):
+    page = asked.page
+    asked.press("freeze")
+    asked.until(lambda: page.text_content('[data-live="routing"]').startswith("The picture stands still. 0 tokens"))
+    tokens = data(page)["tokens"]
+    count = page.evaluate(SPEECH, 3)
+    asked.until(lambda: data(page)["tokens"] == tokens + 3 * count)
+    note = page.locator(".routing-note")
+    assert f" {count} tokens came in since" in note.inner_text()
+    assert note.get_attribute("role") is None
+    page.wait_for_timeout(1200)
+    assert "still. 0 tokens" in page.text_content('[data-live="routing"]'), "its number is told once"
 
 
 def test_the_address_selects_what_is_there(asked):
@@ -200,11 +291,17 @@ def test_a_click_selects_a_cell_and_a_drag_goes_back(asked):
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 15)
     label = page.locator(".ribbon-label")
     assert label.is_visible()
+    over = label.bounding_box()
+    assert over["y"] + over["height"] <= box["y"] + 70, "it covers the cells"
     assert label.inner_text().startswith("Turn 2, token ")
     assert "layer 5: expert" in label.inner_text()
     page.mouse.down()
     page.mouse.up()
-    assert page.evaluate("location.hash").endswith("&layer=5")
+    asked.until(lambda: page.evaluate("location.hash").endswith("&layer=5"))
+    page.wait_for_timeout(600)  # the inspector comes into sight
+    assert page.locator(".inspector > h2").bounding_box()["y"] < page.viewport_size["height"]
+    box = page.locator(".ribbon-canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 15)
     assert page.locator(".newest").is_hidden()
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + 60, steps=4)
@@ -298,11 +395,72 @@ def test_a_model_without_experts_gets_one_sentence(browser_for, app_url):
 def test_a_conversation_that_is_cleared_leaves_no_routing(asked):
     page = asked.page
     page.on("dialog", lambda dialog: dialog.accept())
+    page.focus(".ribbon-stage")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert page.locator(".inspector .hint").first.is_hidden()
     asked.press("clear")
+    assert page.locator(".inspector .hint").first.is_visible(), "a token of the deleted conversation is still shown"
     assert settled(asked) == {"tokens": 0, "lost": 0, "outside": 0, "decisions": 0, "state": "waiting"}
     asked.ask(QUESTION)
     asked.wait_turns(1)
     assert settled(asked)["tokens"] > 0
+
+
+def test_of_an_opened_session_nothing_stays_when_another_comes(asked, tmp_path):
+    page = asked.page
+    with page.expect_download() as download:
+        asked.press("save")
+    download.value.save_as(tmp_path / "session.zip")
+
+    def look():
+        page.focus(".ribbon-stage")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("Enter")
+        assert hint.is_hidden()
+
+    hint = page.locator(".inspector .hint").first
+    look()
+    for _ in range(2):
+        page.set_input_files("#most-open", tmp_path / "session.zip")
+        asked.until(hint.is_visible)
+        asked.wait_state("saved")
+        assert settled(asked)["decisions"] > 0
+        look()
+    asked.press("back")
+    assert hint.is_visible()
+    assert settled(asked)["decisions"] > 0
+
+
+def test_the_tour_explains_part_by_part(asked):
+    page = asked.page
+    tour, framed = page.locator(".tour"), page.locator("[data-framed]")
+    asked.press("explain")
+    seen = []
+    while tour.is_visible():
+        assert framed.count() == 1
+        assert framed.is_visible()
+        seen.append(framed.get_attribute("data-part"))
+        if len(seen) == 1:
+            assert serious(page) == []
+        asked.press("tour-next")
+    assert seen == ["ribbon", "modality", "banks", "counts", "leakage", "ghosts", "card"]
+    assert framed.count() == 0
+
+
+def test_escape_ends_the_tour_and_the_keyboard_goes_on_where_it_was(asked):
+    page = asked.page
+    focused = "document.activeElement.dataset.action"
+    for inside in (False, True):
+        page.focus('[data-action="explain"]')
+        page.keyboard.press("Enter")
+        assert page.locator(".tour").is_visible()
+        if inside:
+            page.focus('[data-action="tour-next"]')
+        page.keyboard.press("Escape")
+        assert page.locator(".tour").is_hidden()
+        assert page.locator("[data-framed]").count() == 0
+        assert page.evaluate(focused) == "explain"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -317,10 +475,4 @@ def test_axe_finds_nothing_serious(browser_for, app_url, scheme):
             talk.press(action)
             page.mouse.move(0, 0)
             page.wait_for_timeout(300)
-            found = Axe().run(page).response["violations"]
-            serious = [
-                f"{v['id']}: {json.dumps(v['nodes'][0]['html'])[:200]}"
-                for v in found
-                if v["impact"] in ("serious", "critical")
-            ]
-            assert serious == [], action
+            assert serious(page) == [], action

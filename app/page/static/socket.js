@@ -62,20 +62,25 @@ export class Connection {
     return true;
   }
 
-  /** Sound of the microphone: PCM of 16 bit, 24 kHz. It is what shows that a connection is dead, so no timer runs. */
+  /**
+   * Sound of the microphone: PCM of 16 bit, 24 kHz. It is what shows that a connection is dead, so no timer runs.
+   * Whether it was sent: not while too much waits already.
+   */
   sendSound(buffer) {
-    if (!this.isOpen) return;
+    if (!this.isOpen) return false;
     const waits = this._socket.bufferedAmount;
     const now = performance.now();
     const passed = Math.min(now - this._soundAt, LATE_MS);
     this._soundAt = now;
-    if (waits < FULL) {
+    const sends = waits < FULL;
+    if (sends) {
       this._stuckMs = 0;
       if (!this._inLine) this._unansweredMs += passed;
       this._socket.send(buffer);
     } else this._stuckMs = waits < this._waited ? 0 : this._stuckMs + passed;
     this._waited = waits;
     if (!this._inLine && (this._unansweredMs > SILENT_MS || this._stuckMs > STUCK_MS)) this._gone();
+    return sends;
   }
 
   _connect() {

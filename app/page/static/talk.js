@@ -36,7 +36,7 @@ export class Talk {
     this._wait = null; // seconds until the connection is tried again
     this._problem = ""; // of the microphone
     this._silent = ""; // why the browser lets nothing sound
-    this._saved = null; // an opened session, {file, live}: it hides the live turns
+    this._saved = null; // an opened session, {file, live, about}: it hides the live turns
     this._overcome = false; // a problem that is over once there is a session
     this._epoch = 0; // rises when what is still being read is not wanted any more
     this.stage.volume.value = 100 * this.settings.volume;
@@ -126,7 +126,7 @@ export class Talk {
       selectExpert: (expert) => this.routing.selectExpert(expert),
       brush: (span) => this.routing.brush(span),
       download,
-      about: () => ({ model: this.facts.model, versions: this.facts.versions }),
+      about: () => this._saved?.about ?? { model: this.facts.model, versions: this.facts.versions },
       say: (text) => this.routing.tell(text),
       off: (experts) => (this.routing.off = experts),
       wide: (on) => this.element.toggleAttribute("data-wide", on),
@@ -232,12 +232,17 @@ export class Talk {
       const restored = turnsOf(given);
       if (epoch !== this._epoch) return;
       const live = this._saved?.live ?? this.turns.list;
+      const opened = this._saved ? this.turns.list : []; // of a session that was open before
+      const { turns, model, versions, created } = given.session;
       this.end();
-      this._saved = { file, live };
+      this._saved = { file, live, about: { model, versions } };
       this.turns = this._newTurns();
       this.turns.restore(restored);
-      for (const turn of this.turns.list) if (turn.trace) this.routing.give(turn, turn.trace);
-      const { turns, model, created } = given.session;
+      this.routing.leave(opened);
+      for (const turn of this.turns.list) {
+        if (turn.trace) this.routing.give(turn, turn.trace);
+        delete turn.trace; // it is large, and the routing has it now
+      }
       const values = {
         name: file.name,
         count: turns.length,
@@ -343,8 +348,8 @@ export class Talk {
     const opened = this.turns.list;
     this.turns = this._newTurns();
     this.turns.list = this._saved.live;
-    for (const turn of opened) this.routing.forget(turn);
     this._saved = null;
+    this.routing.leave(opened);
     this._banner.hidden = true;
     this._showTurns();
   }
@@ -537,15 +542,16 @@ export class Talk {
   /** Have the server say exactly what the recorded routing of a turn is. */
   async _recorded(turn) {
     if (!turn?.tables || !this.settings.routing) return;
-    const { turns } = this;
+    // It may be cleared away meanwhile, or hidden by a session that was opened.
+    const there = () => [...this.turns.list, ...(this._saved?.live ?? [])].includes(turn);
     const body = JSON.stringify({ tables: tablesInBase64(turn.tables) });
     try {
       const headers = { "Content-Type": "application/json" };
       const answer = await fetched(new URL("../trace", import.meta.url), { method: "POST", headers, body });
       const trace = await answer.json();
-      if (turns.list.includes(turn)) this.routing.give(turn, trace);
+      if (there()) this.routing.give(turn, trace);
     } catch (error) {
-      this.routing.inexact(turn, error.message);
+      if (there()) this.routing.inexact(turn, error.message);
     }
   }
 
@@ -576,8 +582,7 @@ export class Talk {
     const heard = this.microphone.speaks && !this._replaying && !this._place;
     this.stage.heard(heard ? level : -Infinity);
     if (!heard) return;
-    this.connection.sendSound(pcm);
-    this.routing.heard(level);
+    if (this.connection.sendSound(pcm)) this.routing.heard(level);
   }
 
   async _replay(turn, who) {

@@ -656,6 +656,7 @@ export class Ribbon {
     let held = null; // {id, x, scroll, from, drawn}
     canvas.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
+      this._anchor = null;
       const brush = event.shiftKey || this.brushing;
       held = { id: event.pointerId, x: event.clientX, scroll: this._scroll, from: brush && this._nearest(event) };
       canvas.setPointerCapture(event.pointerId);
@@ -721,7 +722,9 @@ export class Ribbon {
     const room = Math.max(width - this._label.offsetWidth, 0);
     const y = event.clientY - top;
     this._label.style.setProperty("left", `${Math.min(Math.max(event.clientX - left - 40, 0), room)}px`);
-    this._label.style.setProperty("top", `${y > this._height / 2 ? y - this._label.offsetHeight - 14 : y + 22}px`);
+    // Over the sound and the words while it tells of a cell, and below all cells while it tells of those.
+    const at = y < this._top ? this._height : this._top - this._label.offsetHeight - 4;
+    this._label.style.setProperty("top", `${at}px`);
   }
 
   /** Two tokens, the earlier one first. */
@@ -745,11 +748,13 @@ export class Ribbon {
     } else if (event.key === "+" || event.key === "-") this.zoom(event.key === "+" ? 1 : -1);
     else if (moved) {
       const before = this.selection;
-      if (event.shiftKey && before && (moved.turn !== before.turn || moved.token !== before.token)) {
+      if (!event.shiftKey || !before) this._anchor = null;
+      else if (moved.turn !== before.turn || moved.token !== before.token) {
         this._anchor ??= { turn: before.turn, token: before.token };
-        this._does.brush(this._ordered(this._anchor, { turn: moved.turn, token: moved.token }));
-      } else this._anchor = null;
+      }
       this._does.select(moved, false);
+      // After the selection, which may open the token's panel over the span's.
+      if (this._anchor) this._does.brush(this._ordered(this._anchor, { turn: moved.turn, token: moved.token }));
       this.reveal(moved.turn, moved.token);
       this._does.tell(moved);
     } else return;

@@ -17,6 +17,7 @@ export class Rows {
     this.wide = wide;
     this.first = 0; // its first token's number in the trace
     this.provisional = false; // it will come again, as it was truly taken
+    this.known = 0; // of its tokens, from the first on: those that came before, in the rows that these replace
     this.modality = []; // of each token, as are the next seven: TEXT or AUDIO
     this.role = [];
     this.text = [];
@@ -137,7 +138,8 @@ export class Routing {
     this._of = new Map();
     this.experts = new Map(); // of turns whose trace tells them: turn to {layers, routed, groups, ...}
     this.pending = null; // Rows of what is being said now
-    this.count = 0; // tokens taken so far, provisional ones too
+    this.count = 0; // tokens taken so far, provisional ones each time they come
+    this.came = 0; // the same, but what comes again counts only as far as it grew
     this.lost = 0; // tokens and events that never came, by their numbers
     this.forgetConnection();
   }
@@ -162,8 +164,10 @@ export class Routing {
     let rows = event.provisional ? this.pending : this.of(turn);
     const first = event.first_token;
     if (!rows || first === 0 || rows.differs(event.layers, event.k) || rows.provisional !== event.provisional) {
+      const { pending } = this;
       rows = new Rows(event.layers, event.k);
       rows.provisional = event.provisional;
+      rows.known = pending ? Math.max(pending.length, pending.known) : 0;
       if (event.provisional) this.pending = rows;
       else {
         this.pending = null;
@@ -171,8 +175,10 @@ export class Routing {
       }
     }
     this.lost += Math.max(first - rows.length, 0);
+    const before = Math.max(rows.length, rows.known);
     rows.push(event);
     this.count += event.modality.length;
+    this.came += Math.max(rows.length, rows.known) - before;
     this._changed(event.provisional ? null : turn);
   }
 

@@ -43,10 +43,11 @@ export class View {
     this._live = undefined; // whose data came last: a turn, null for what is being said; undefined: nobody's
     this._turn = undefined; // whose figures are shown
     this._tallies = new Map(); // turn to Tally; null: of what is being said
+    this._said = undefined; // the turn that is being said, or was last
     this._glowed = { rows: null, to: 0 };
     this._beats = new Float32Array(6000); // the last minute of the microphone, a value a beat, round and round
     this._sent_ms = 0; // sound that the server got in this connection
-    this._frozenAt = null; // tokens taken when it was frozen
+    this._frozenAt = null; // tokens that had come when it was frozen
     this._build();
   }
 
@@ -61,14 +62,17 @@ export class View {
       soon,
     });
     this._banks = new Banks(this._experts, {
-      selectExpert: (expert) => this._does.selectExpert(expert),
+      selectExpert: (expert) => {
+        this._does.selectExpert(expert);
+        if (expert) this._lookClosely();
+      },
       tell: (words) => this.tell(words),
       soon,
     });
     this.inspector = new Inspector(this._facts, this.routing, this._does);
     this._state = h("span", {}, say("routing.states.waiting"));
     this._badge = h("p", { class: "leakage", "data-part": "leakage" });
-    this._note = h("p", { class: "routing-note", hidden: true, role: "status" });
+    this._note = h("p", { class: "routing-note", hidden: true });
     this._voice = h("p", { class: "sr-only", "aria-live": "polite", "data-live": "routing" });
     const toggle = (name, change, key = name) => {
       const element = h("button", { type: "button", class: "button", "data-action": key, "aria-pressed": "false" });
@@ -153,9 +157,11 @@ export class View {
     this._tour = new Tour(this.element);
     this.element.append(this._tour.element);
     this.element.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || this._toggles.wide.getAttribute("aria-pressed") !== "true") return;
+      if (event.key !== "Escape") return;
+      if (this._tour.runs) this._tour.end();
+      else if (this._toggles.wide.getAttribute("aria-pressed") === "true") this.widen(false);
+      else return;
       event.stopPropagation();
-      this.widen(false);
     });
     const anew = () => {
       this._ribbon.repaint();
@@ -178,6 +184,7 @@ export class View {
   /** Take any event of the server's; `turn` is whose it is, null while it is being said. */
   take(event, turn) {
     if (event.type === "input_audio_buffer.speech_started") {
+      this._said = turn;
       this._ribbon?.hears({ turn, start_ms: event.audio_start_ms, beats: this._beats });
     }
     this.routing.take(event, turn ?? null);
@@ -197,6 +204,7 @@ export class View {
   /** A turn is gone. */
   forget(turn) {
     this.routing.forget(turn);
+    if (turn === this._said) this._unsaid();
     this._tallies?.delete(turn);
     if (this.selection?.turn === turn) this._does.select(null);
     if (this.span && (this.span.from.turn === turn || this.span.to.turn === turn)) this._does.brush(null);
@@ -205,20 +213,42 @@ export class View {
     this.turnsChanged();
   }
 
+  /** What was being said came to nothing. */
+  _unsaid() {
+    const listened = this._turn === null;
+    this._said = undefined;
+    this.routing.forgetPending();
+    if (!this._ribbon) return;
+    this._ribbon.hears(null);
+    this._glowed = { rows: null, to: 0 };
+    if (listened) this._turn = this._does.turns().findLast((turn) => this.routing.of(turn));
+  }
+
   /** The connection is lost, or another one begins. */
   forgetConnection() {
-    this.routing.forgetPending();
+    this._unsaid();
     this.routing.forgetConnection();
     this._sent_ms = 0;
-    this._ribbon?.hears(null);
   }
 
   /** Forget all. */
   clear() {
     this.routing.clear();
-    this._tallies?.clear();
-    this._ribbon?.hears(null);
+    if (!this._ribbon) return;
+    this._ribbon.hears(null);
+    if (this._frozenAt !== null) this._frozenAt = 0;
+    this.leave([]);
+  }
+
+  /** The turns that are shown have become others; of these nothing is kept. */
+  leave(turns) {
+    for (const turn of turns) this.routing.forget(turn);
+    if (!this._ribbon) return;
+    this._tallies.clear();
     this._live = this._turn = undefined;
+    this.inspector.forget();
+    this._banks.selected = null;
+    this.off = [];
     this.turnsChanged();
   }
 
@@ -229,6 +259,7 @@ export class View {
     if (this.selection && !turns.includes(this.selection.turn)) this._does.select(null);
     if (this.span && !turns.includes(this.span.from.turn)) this._does.brush(null);
     this._chooseModel(turns);
+    this.inspector.changed(null);
     if (!turns.includes(this._live)) this._live = undefined;
     this._ribbon.changed();
     this._ribbon.follow();
@@ -276,8 +307,9 @@ export class View {
     if (rows && !rows.exact) {
       this._live = this._turn = turn;
       if (this._glowed.rows !== rows) {
-        // What is heard again as it grows has mostly glowed already; the final form of it, too.
-        const known = rows.provisional ? Math.min(this._glowed.to, rows.length) : 0;
+        // What is heard again as it grows has mostly glowed already; the final form of it, truly taken, glows anew.
+        const again = rows.provisional && this._glowed.rows?.provisional;
+        const known = again ? Math.min(this._glowed.to, rows.length) : 0;
         this._glowed = { rows, to: known };
       }
       if (this._frozenAt === null) this._banks.glow(rows, this._glowed.to, rows.length);
@@ -321,9 +353,10 @@ export class View {
   freeze(on) {
     this._press("freeze", on);
     this._ribbon.frozen = on;
-    this._frozenAt = on ? this.routing.count : null;
+    this._frozenAt = on ? this.routing.came : null;
     if (!on) this._ribbon.follow();
     this._showFigures();
+    if (on) this.tell(this._note.textContent);
     this._soon();
   }
 
@@ -369,8 +402,16 @@ export class View {
   }
 
   _pick(selection, open) {
-    if (open || !selection) this._does.select(selection);
-    else this.select(selection, false);
+    if (!open && selection) return this.select(selection, false);
+    this._does.select(selection);
+    if (selection) this._lookClosely();
+    return undefined;
+  }
+
+  /** Bring the inspector into sight, where it is below what was pressed. */
+  _lookClosely() {
+    const heading = this.inspector.element.querySelector("h2");
+    heading.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
   }
 
   /** Select {layer, expert}; null: none. */
@@ -527,13 +568,17 @@ export class View {
   _showNote() {
     let note = "";
     if (this._frozenAt !== null) {
-      note = say("routing.frozen", { count: shown(Math.max(this.routing.count - this._frozenAt, 0)) });
+      note = say("routing.frozen", { count: shown(this.routing.came - this._frozenAt) });
     } else if (!this._on) note = say("routing.off");
     else if (this._turn && !this.routing.of(this._turn)) note = say("routing.none", { turn: this._turn.number });
     else if (this._inexact && this._inexact.turn === this._turn) {
       note = say("routing.inexact", { turn: this._turn.number, why: this._inexact.why });
     } else if (this.routing.lost) note = say("routing.lost", { count: shown(this.routing.lost) });
-    if (this._note.textContent !== note) this._note.textContent = note;
+    if (this._note.textContent !== note) {
+      this._note.textContent = note;
+      // Its number changes all the while it is frozen: freeze() tells of it once.
+      if (note && this._frozenAt === null) this.tell(note);
+    }
     this._note.hidden = !note;
   }
 
