@@ -2,7 +2,7 @@
 
 import { h } from "../dom.js";
 import { say } from "../words.js";
-import { addKept, balance, kept, keptShares, leakage, load, usedOf } from "./counts.js";
+import { balance, kept, keptShares, leakage, load, persistence, usedOf } from "./counts.js";
 import { AUDIO, TEXT } from "./rows.js";
 import { choiceOf, factList, formulas, groupOf, modalityOf, percent, scrolled } from "./telling.js";
 
@@ -13,13 +13,11 @@ function countsOf({ rows, from, to }, experts) {
   const known = counted.get(rows);
   if (known && known.from === from && known.to === to && known.experts === experts) return known.counts;
   const piece = { rows, from, to };
-  const keeps = kept();
-  addKept(keeps, rows, Math.min(from + 1, to), to);
   const counts = {
     sides: [TEXT, AUDIO].map((modality) => sumsOf(piece, experts, modality)),
     load: load([piece], experts),
     leaks: leakage(rows, experts, from, to),
-    keeps,
+    keeps: persistence([piece], experts),
   };
   counted.set(rows, { from, to, experts, counts });
   return counts;
@@ -32,8 +30,9 @@ function summed(all, experts) {
   for (const counts of all) {
     for (const modality of [TEXT, AUDIO]) {
       for (const name of Object.keys(sum.sides[modality])) sum.sides[modality][name] += counts.sides[modality][name];
-      sum.keeps.sums[modality] += counts.keeps.sums[modality];
-      sum.keeps.pairs[modality] += counts.keeps.pairs[modality];
+      const { share, pairs } = counts.keeps[modality === AUDIO ? "audio" : "text"];
+      sum.keeps.sums[modality] += pairs ? share * pairs : 0;
+      sum.keeps.pairs[modality] += pairs;
     }
     counts.load.forEach((count, i) => (sum.load[i] += count));
     leaks.outside += counts.leaks.outside;
@@ -70,8 +69,8 @@ export function spanPanel(pieces, experts) {
       [say("inspector.used"), say("inspector.used_is", uses), { "data-used": uses.used, "data-idle": uses.idle }],
     ]),
     ...[TEXT, AUDIO]
-      .map((modality) => (sides[modality].tokens ? sideOfSpan(sides[modality], keptShare, counts, modality, experts) : null))
-      .filter(Boolean),
+      .filter((modality) => sides[modality].tokens)
+      .map((modality) => sideOfSpan(sides[modality], keptShare, counts, modality, experts)),
     formulas([
       [say("inspector.leakage"), say("inspector.leakage_formula")],
       [say("inspector.persistence"), say("inspector.persistence_formula")],
