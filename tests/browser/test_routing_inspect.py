@@ -268,6 +268,8 @@ def test_an_experts_card_counts_what_it_took_and_plays_it(open_inspector, most, 
             beside = (trace.chosen[mine][:, layer] == other).any(1).sum()
             assert both == beside
             assert lift == pytest.approx(beside / mine.sum() / (counts[int(other)] / audio.sum()))
+        assert numbers(page, ".partners", "chance") == [[pytest.approx(3 * 8 / (4 * 7))]]
+        assert "× 0.86" in page.inner_text(".partners caption")
         taken = np.where(trace.chosen[:, layer] == expert, trace.chosen_probs[:, layer], 0).max(1)
         best = int(np.where(audio, taken, 0).argmax())
         clips = numbers(page, ".clips li", "token", "probability")
@@ -362,6 +364,9 @@ def test_a_span_is_counted_as_python_counts_it(open_inspector, most, spoken):
                 loads = np.bincount(part.chosen[mine][:, row].ravel(), minlength=16)[group]
                 assert cv == pytest.approx(loads.std() / loads.mean())
                 assert chance == pytest.approx(np.sqrt((size - k) / (k * mine.sum())))
+            idle, effective = numbers(page, f"{where} tbody tr", "idleChance", "effectiveChance")[0]
+            assert idle == pytest.approx(size * (1 - k / size) ** mine.sum())
+            assert effective == pytest.approx(size * np.exp(-((size - k) / (k * mine.sum())) / 2))
         page.click('[data-action="clear-span"]')
         assert page.evaluate("asked.brushed") == [None]
         assert page.get_attribute(".span-card", "data-tokens") == str(reply.trace.num_tokens)
@@ -475,7 +480,7 @@ def test_the_page_that_is_exported_needs_nothing_else(open_inspector, evil, tmp_
         for y in range(110, 260, 10):
             page.mouse.move(box["x"] + 84 + 24 * 5 + 10, box["y"] + y)
             seen.add(page.inner_text(".token-head + dl dd"))
-        assert any("token 6 of 31" in text for text in seen)
+        assert any(f"token 56 of {trace.num_tokens}" in text for text in seen)
         for who in ("user", "assistant"):
             page.click(f'[data-action="play-{who}"]')
         sounds = [base64.b64decode(turn[side]["sound"]) for side in ("user", "reply")]
@@ -517,7 +522,7 @@ def test_numbers_and_tables_read_back_as_they_were(open_inspector, spoken, evil)
         turn = given["turns"][1]
         assert turn["user"] == turn["file"] == EVIL
         assert turn["leakage"] == {"outside": 0, "decisions": trace.chosen.size}
-        assert turn["report"] == json.loads(json.dumps(report(trace)))
+        assert turn["report_of_turn"] == json.loads(json.dumps(report(trace)))
         assert [token["text"] for token in turn["tokens"]] == trace.text.tolist()
         assert [token["id"] for token in turn["tokens"]] == trace.id.tolist()
         for place in (0, 40, 100):
@@ -552,14 +557,14 @@ def test_the_table_is_read_and_used_by_keys_alone(open_inspector, spoken):
         for _ in range(3):
             page.keyboard.press("ArrowRight")
         assert page.evaluate("document.activeElement.id") == "inspector-tab-table"
-        assert "Tokens 1 to 50 of" in page.inner_text(".table-twin [role=status]")
+        assert "Tokens 1 to 50 of" in page.inner_text(".table-place")
         assert page.locator(".table-twin caption").count() == 1
         heads = page.eval_on_selector_all(".table-twin th[scope=col]", "(all) => all.map((th) => th.textContent)")
         assert heads[0] == "Token"
         assert heads[-1] == f"Layer {trace.layers[-1]}"
         page.focus('[data-action="table-next"]')
         page.keyboard.press("Enter")
-        assert "Tokens 51 to 100 of" in page.inner_text(".table-twin [role=status]")
+        assert "Tokens 51 to 100 of" in page.inner_text(".table-place")
         row = page.locator('[data-row="1-60"]')
         tops = row.locator("[data-expert]").evaluate_all("(all) => all.map((one) => Number(one.dataset.expert))")
         assert tops == trace.chosen[60, :, 0].tolist()
@@ -700,6 +705,177 @@ def test_without_any_trace_the_inspector_says_so(open_inspector):
         page.click("#inspector-tab-span")
         assert "Nothing has been said yet" in page.inner_text("#inspector-panel-span .hint")
         page.click("#inspector-tab-table")
-        assert "Tokens 0 to 0 of 0" in page.inner_text(".table-twin [role=status]")
+        assert "Tokens 0 to 0 of 0" in page.inner_text(".table-place")
         page.click("#inspector-tab-export")
         assert page.locator(".exports .button:not(:disabled)").count() == 0
+
+
+def test_of_a_conversation_that_is_over_nothing_stays(open_inspector, spoken):
+    wave, reply = spoken
+    with open_inspector([turn_of(1, wave, reply)]) as page:
+        select(page, 60, 2)
+        page.click("#inspector-tab-table")
+        page.evaluate("globalThis.old = document.querySelector('[data-row=\"1-60\"] button')")
+        page.evaluate("inspector.showExpert({layer: 2, expert: 3})")
+        page.click('[data-action="knock-out-expert"]')
+        late = []
+        page.route("**/page/knock_out", lambda route: late.append(route))
+        page.click('[data-action="knock-out"]')
+        page.wait_for_function("() => document.querySelector('.knock-out').ariaBusy === 'true'")
+        page.evaluate("routing.clear(); globalThis.gone = list.splice(0); inspector.forget();")
+        assert page.evaluate("[inspector.selection, inspector.expert, inspector.span]") == [None, None, None]
+        assert page.evaluate("asked.off") == []
+        assert page.locator(".knock-out .chips [data-expert]").count() == 0
+        assert page.locator("#inspector-turn option").count() == 0
+        assert page.get_attribute(".knock-out", "aria-busy") == "false"
+        assert "There is no answer yet" in page.inner_text(".knock-out .status")
+        assert page.inner_text(".expert-card") == page.inner_text(".knock-out-result") == ""
+        # A row that is still in somebody's hands leads nowhere.
+        page.evaluate("old.click()")
+        assert page.evaluate("inspector.selection") is None
+        assert page.evaluate("asked.selected") == []
+
+
+def test_a_turn_that_is_gone_leaves_every_panel(open_inspector, spoken):
+    wave, reply = spoken
+    with open_inspector([turn_of(1, wave, reply), turn_of(2, wave, reply)]) as page:
+        for tab in ("table", "span", "export"):
+            page.click(f"#inspector-tab-{tab}")
+            page.evaluate("inspector.changed(null)")
+        page.click("#inspector-tab-table")
+        page.evaluate("inspector.show({turn: list[1], token: 3, layer: 0})")
+        page.evaluate("routing.forget(list[1]); list.pop(); inspector.changed(null);")
+        assert page.evaluate("inspector.selection") is None
+        assert f"of {reply.trace.num_tokens}, page" in page.inner_text(".table-place")
+        assert page.locator('[data-row^="2-"]').count() == 0
+
+
+def test_the_table_stays_on_its_page_and_is_told_only_as_people_turn_it(open_inspector, spoken):
+    wave, reply = spoken
+    with open_inspector([turn_of(1, wave, reply)]) as page:
+        page.click("#inspector-tab-table")
+        select(page, 10)
+        page.click('[data-action="table-next"]')
+        assert page.evaluate("asked.said") == [page.inner_text(".table-place")]
+        page.focus("#inspector-tab-table")
+        page.evaluate("inspector.changed(list[0])")
+        page.wait_for_timeout(900)
+        assert "Tokens 51 to 100 of" in page.inner_text(".table-place")
+        assert len(page.evaluate("asked.said")) == 1
+        select(page, 11)
+        assert "Tokens 1 to 50 of" in page.inner_text(".table-place")
+
+
+def test_what_is_held_or_open_stays_while_a_turn_goes_on(open_inspector, spoken):
+    wave, reply = spoken
+    live = {**turn_of(2, wave, reply), "trace": None, "delta": reply.trace.to_wire(), "tables": None}
+    with open_inspector([turn_of(1, wave, reply), live]) as page:
+        page.click("#inspector-tab-span")
+        page.click("#inspector-panel-span summary")
+        page.evaluate("globalThis.before = document.querySelector('.span-card'); inspector.changed(list[1]);")
+        page.wait_for_timeout(900)
+        assert page.evaluate("before.isConnected && before.contains(document.activeElement)")
+        page.focus("#inspector-tab-span")
+        page.wait_for_function("() => !before.isConnected")
+        assert page.evaluate("document.querySelector('#inspector-panel-span details').open")
+
+
+def test_history_is_counted_once_where_turns_are_unknown(open_inspector):
+    first = {"user": 4, "assistant": 6}
+    roles = [role for role, count in {"system": 2, **first}.items() for _ in range(count)]
+    cases = [
+        ([*roles, *["user"] * 3, *["assistant"] * 5], 12),
+        ([*roles, *["user"] * 3], 12),  # interrupted before a word was said
+        (roles, 2),
+        (["assistant"], 0),
+        ([], 0),
+    ]
+    with open_inspector([]) as page:
+        found = page.evaluate(
+            """async (all) => {
+              const {ownFrom} = await import("/page/static/routing/telling.js");
+              return all.map((role) => ownFrom({role, turn: role.map(() => null)}));
+            }""",
+            [roles for roles, _ in cases],
+        )
+    assert found == [start for _, start in cases]
+
+
+@pytest.mark.parametrize(("shares", "confidence"), [([51, 0], 1), ([0, 0], None)])
+def test_a_group_of_which_bytes_leave_nothing_has_no_wild_confidence(open_inspector, shares, confidence):
+    with open_inspector([]) as page:
+        found = page.evaluate(
+            """async (shares) => {
+              const {choiceOf} = await import("/page/static/routing/telling.js");
+              const {Rows} = await import("/page/static/routing/rows.js");
+              const rows = new Rows([1], 2);
+              const bytes = (...values) => btoa(String.fromCharCode(...values));
+              rows.push({modality: [0], role: ["user"], text: ["a"], start_ms: [null], end_ms: [null],
+                experts: bytes(0, 1), weights: bytes(...shares), unmasked: bytes(2, 3), removed: bytes(255)});
+              return choiceOf(rows, {groups: [{text: [0, 1], audio: [2, 3]}]}, 0, 0).confidence;
+            }""",
+            shares,
+        )
+    assert found == confidence
+
+
+@pytest.mark.parametrize(("seed", "temperature", "told"), [(None, 0, "there is no seed"), (7, 0.8, "with seed 7")])
+def test_an_answer_is_drawn_again_only_with_a_seed(open_inspector, spoken, seed, temperature, told):
+    wave, reply = spoken
+    answer = {"text": "b", "heard": "", "finish_reason": "stop", "sound": "", "tokens": []}
+    answer["lost"] = {"text": None, "audio": None, "total": 0}
+    asked = []
+
+    def answered(route):
+        asked.append(route.request.post_data_json)
+        route.fulfill(json=answer)
+
+    with open_inspector([turn_of(1, wave, reply, seed=seed)]) as page:
+        page.evaluate("inspector._knockOut._does.settings = () => ({temperature: 0.8, seed: null})")
+        page.route("**/page/knock_out", answered)
+        page.evaluate("inspector.showExpert({layer: 2, expert: 3})")
+        page.click('[data-action="knock-out-expert"]')
+        page.click('[data-action="knock-out"]')
+        page.wait_for_selector(".compared")
+        assert told in page.inner_text(".knock-out-result")
+    assert (asked[0]["seed"], asked[0]["temperature"]) == (seed, temperature)
+
+
+def test_a_picture_that_nobody_could_read_is_not_made(open_inspector, spoken):
+    wave, reply = spoken
+    delta = reply.trace.to_wire()
+    with open_inspector([{**turn_of(1, wave, reply), "trace": None, "delta": delta, "tables": None}]) as page:
+        page.evaluate(
+            """(delta) => {
+              for (let i = 2; i < 60; i++) {
+                const first_token = routing.of(list[0]).length;
+                routing.take({type: "most.routing.delta", sequence: i, ...delta, first_token}, list[0]);
+              }
+            }""",
+            delta,
+        )
+        page.click("#inspector-tab-export")
+        page.click('[data-action="export-png"]')
+        page.wait_for_function("() => document.querySelector('.exports .status').textContent")
+        assert "choose a span, or the drawing (SVG)" in page.inner_text(".exports .status")
+        assert page.evaluate("asked.files") == []
+
+
+def test_the_steps_of_an_exported_page_lead_through_all_turns(open_inspector, spoken, tmp_path):
+    wave, reply = spoken
+    last = reply.trace.num_tokens - 1
+    with open_inspector([turn_of(1, wave, reply), turn_of(2, wave, reply)]) as page:
+        page.evaluate(
+            "([from, to]) => inspector.showSpan({from: {turn: list[0], token: from}, to: {turn: list[1], token: to}})",
+            [last, 5],
+        )
+        name, data = saved(page, "html")
+        (tmp_path / name).write_bytes(data)
+        page.goto((tmp_path / name).as_uri())
+        page.wait_for_selector(".token-card")
+        assert f"token {last + 1} of {last + 1}, turn 1" in page.inner_text(".token-card")
+        page.click('[data-keep="after"]')
+        assert "turn 2" in page.inner_text(".token-head + dl dd")
+        page.click('[data-keep="before"]')
+        assert "turn 1" in page.inner_text(".token-head + dl dd")
+        assert page.locator('[data-keep="before"]').is_disabled()

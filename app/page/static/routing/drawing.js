@@ -42,13 +42,14 @@ export function drawingOf(pieces, lines) {
     band.forEach(({ turn, rows, token }, column) => {
       const x = LEFT + column * CELL.width;
       const first = column === 0 || band[column - 1].turn !== turn;
+      const place = rows.first + token + 1; // in its turn, of which the rows may be a part
       if (first)
-        marks.push(text(x, y, say("inspector.turn_mark", { turn: turn.number, token: token + 1 }), { size: 11 }));
-      else if (token % 10 === 9 && column > 4) marks.push(text(x, y, String(token + 1), { size: 11 }));
+        marks.push(text(x, y, say("inspector.turn_mark", { turn: turn.number, token: place }), { size: 11 }));
+      else if (place % 10 === 0 && column > 4) marks.push(text(x, y, String(place), { size: 11 }));
       layers.forEach((_, layer) => {
-        const place = { x, y: y + 6 + layer * CELL.height };
-        cells.push({ ...place, turn, token, layer });
-        marks.push(...cell(place, rows, token, layer));
+        const corner = { x, y: y + 6 + layer * CELL.height };
+        cells.push({ ...corner, turn, token, layer });
+        marks.push(...cell(corner, rows, token, layer));
       });
       const audio = rows.modality[token] === AUDIO && rows.start_ms[token] !== null;
       const name = audio ? `${(rows.start_ms[token] / 1000).toFixed(2)} s` : rows.text[token];
@@ -144,9 +145,14 @@ function contrast(one, other) {
   return (bright + 0.05) / (dark + 0.05);
 }
 
-/** Paint it on a canvas, `sharp` pixels for each of its own, fewer where no browser could draw so many. */
-export function painted(drawing, sharp = 2) {
-  const scale = Math.min(sharp, LARGEST / Math.max(drawing.width, drawing.height));
+/** How many pixels painted() spends on each of a drawing's own: `sharp`, fewer where no browser could draw so many. */
+export function scaleOf({ width, height }, sharp = 2) {
+  return Math.min(sharp, LARGEST / Math.max(width, height));
+}
+
+/** Paint it on a canvas, as sharp as scaleOf() tells. */
+export function painted(drawing) {
+  const scale = scaleOf(drawing);
   const [width, height] = [drawing.width, drawing.height].map((size) => Math.round(size * scale));
   const canvas = h("canvas", { width, height });
   const brush = canvas.getContext("2d");

@@ -83,7 +83,7 @@ export class ExpertCard {
         [say("inspector.leads"), say("inspector.leads_is", { leads, n: tokens }), { "data-leads": leads }],
       ]),
       modality === AUDIO ? this._clips(found, expert) : likes(found),
-      partners(found.of[modality], expert, this._does),
+      partners(found.of[modality], expert, groupOf(experts, modality, layer).length, this._does),
     ];
   }
 
@@ -209,8 +209,11 @@ function likes({ texts }) {
   );
 }
 
-function partners({ tokens, chosen, beside, all }, { layer }, does) {
+/** `size`: of the group. The experts of one token differ, so that two of them meet less often than chance has each. */
+function partners({ tokens, chosen, beside, all }, { layer }, size, does) {
   if (!chosen || !beside.size) return null;
+  const k = [...all.values()].reduce((sum, count) => sum + count, 0) / tokens;
+  const chance = ((k - 1) * size) / (k * (size - 1));
   const listed = [...beside].map(([expert, both]) => {
     const share = both / chosen;
     return { expert, both, share, lift: share / (all.get(expert) / tokens) };
@@ -218,8 +221,8 @@ function partners({ tokens, chosen, beside, all }, { layer }, does) {
   listed.sort((one, other) => other.share - one.share || one.expert - other.expert);
   return h(
     "table",
-    { class: "partners" },
-    h("caption", {}, say("inspector.partners_of", { n: chosen })),
+    { class: "partners", "data-chance": chance },
+    h("caption", {}, say("inspector.partners_of", { n: chosen, chance: chance.toFixed(2) })),
     h(
       "thead",
       {},

@@ -6,7 +6,7 @@ import { archive } from "../saved_session.js";
 import { TABLES, tablesInBase64 } from "../turns.js";
 import { say } from "../words.js";
 import { leakage } from "./counts.js";
-import { asSvg, drawingOf, painted } from "./drawing.js";
+import { asSvg, drawingOf, painted, scaleOf } from "./drawing.js";
 import { pageFile } from "./page_file.js";
 import { AUDIO, NO_EXPERT } from "./rows.js";
 import { piecesOf, sameExperts, wholeOf } from "./telling.js";
@@ -110,11 +110,11 @@ export class Exports {
     return told.filter(({ experts }) => sameExperts(experts, told[0].experts)); // one picture is of one model
   }
 
-  /** What the file is of, as its name begins. */
-  _name(pieces) {
+  /** What the file is of, as its name begins. Traces are of whole turns. */
+  _name(pieces, kind) {
     const [first, last] = [pieces[0], pieces.at(-1)];
     const turns = first === last ? `turn-${first.turn.number}` : `turns-${first.turn.number}-${last.turn.number}`;
-    const tokens = this._scope === "span" ? `-tokens-${first.from + 1}-${last.to}` : "";
+    const tokens = this._scope === "span" && kind !== "parquet" ? `-tokens-${first.from + 1}-${last.to}` : "";
     return `most-routing-${this._scope === "conversation" ? "conversation-" : ""}${turns}${tokens}`;
   }
 
@@ -145,7 +145,7 @@ export class Exports {
 
   async _save(kind) {
     const pieces = this._pieces();
-    const name = this._name(pieces);
+    const name = this._name(pieces, kind);
     this._status.textContent = "";
     try {
       const made = await this[`_${kind}`](pieces);
@@ -159,7 +159,9 @@ export class Exports {
   }
 
   _png(pieces) {
-    const canvas = painted(drawingOf(pieces, this._lines(pieces)));
+    const drawing = drawingOf(pieces, this._lines(pieces));
+    if (scaleOf(drawing) < 1) throw new Error(say("inspector.too_large")); // nobody could read it
+    const canvas = painted(drawing);
     return new Promise((done, fail) =>
       canvas.toBlob((blob) => (blob ? done(blob) : fail(new Error(say("inspector.too_large")))), TYPES.png),
     );
@@ -199,7 +201,7 @@ async function reportOf({ tables }) {
   return (await (await fetched(new URL("../../trace", import.meta.url), options)).json()).report;
 }
 
-/** A piece as it stands in the JSON file. `report` is of the whole turn. */
+/** A piece as it stands in the JSON file. */
 function turnOf({ turn, rows, from, to, experts }, report) {
   const { outside, decisions } = leakage(rows, experts, from, to);
   const tokens = [];
@@ -224,7 +226,7 @@ function turnOf({ turn, rows, from, to, experts }, report) {
     exact: rows.exact !== null,
     experts,
     leakage: { outside, decisions },
-    report,
+    report_of_turn: report,
     tokens,
   };
 }

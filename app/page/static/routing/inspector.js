@@ -22,9 +22,12 @@ export class Inspector {
     this.selection = this.expert = this.span = null;
     this._rows = null; // in which the selected token is
     this._waiting = null;
+    this._late = false; // whether there is more than the open panel shows
+    this._told = []; // the turns that the open panel was filled from
     const chosen = {
       ...does,
       select: (selection) => {
+        if (selection && !this._rowsOf(selection.turn)) return this._fill(); // of a turn that is gone
         this.show(selection);
         does.select(selection);
       },
@@ -80,6 +83,9 @@ export class Inspector {
       ),
       ...Object.values(this._panels),
     );
+    this.element.addEventListener("focusout", () => {
+      if (this._late) this._soon();
+    });
     this._open("token");
   }
 
@@ -92,12 +98,14 @@ export class Inspector {
   }
 
   _showToken(selection) {
-    const rows = selection && this._routing.of(selection.turn);
+    const rows = selection && this._rowsOf(selection.turn);
     this.selection = rows && selection.token < rows.length ? selection : null;
     this._rows = rows;
-    this._hints.token.hidden = this.selection !== null;
-    this._token.element.hidden = this.selection === null;
-    if (this.selection) this._token.show(this.selection, rows, this._expertsOf(selection.turn));
+  }
+
+  /** The rows of a turn of this conversation, or null. */
+  _rowsOf(turn) {
+    return this._does.turns().includes(turn) ? this._routing.of(turn) : null;
   }
 
   /** Look at an expert: {layer (decoder number), expert}; null: at none. */
@@ -114,16 +122,40 @@ export class Inspector {
     else this._fill();
   }
 
-  /** There is more of a turn, its exact trace came, or it is gone. */
-  changed() {
-    if (this.selection && this._routing.of(this.selection.turn) !== this._rows) this._showToken(this.selection);
+  /** There is more of a turn, its exact trace came, or it is gone; null: any turn may be gone. */
+  changed(turn = null) {
+    const { selection } = this;
+    const other = selection !== null && this._rowsOf(selection.turn) !== this._rows;
+    if (other) this._showToken(selection);
+    if (this._told.some((one) => !this._rowsOf(one))) return this._fill(); // what is gone is not to be seen
+    if (other && !this._held) return this._fill();
+    if (this._shown === "token" && !other && (turn !== selection?.turn || this._rows?.exact)) return undefined;
+    this._late = true;
+    return this._soon();
+  }
+
+  /** The conversation is another one: look at nothing. */
+  forget() {
+    clearTimeout(this._waiting);
+    this._waiting = null;
+    this.expert = this.span = null;
+    this._showToken(null);
+    this._knockOut.forget();
+    this._expert.element.replaceChildren();
+    this._spans.replaceChildren();
+    this._fill();
+  }
+
+  _soon() {
     this._waiting ??= setTimeout(() => {
       this._waiting = null;
-      // Whoever holds a button keeps it.
-      if (this._shown === "expert" && this._expert.element.contains(document.activeElement)) return;
-      if (this._shown === "token" && this.selection) this._showToken(this.selection);
-      this._fill();
+      if (!this._held) this._fill();
     }, REST_MS);
+  }
+
+  /** Whether someone is at a button of the open panel: they keep it, and it is filled once they leave. */
+  get _held() {
+    return this._panels[this._shown].contains(document.activeElement);
   }
 
   _expertsOf(turn) {
@@ -160,7 +192,21 @@ export class Inspector {
 
   /** Fill the panel that is seen: the others are not worth counting for while a turn goes on. */
   _fill() {
-    if (this._shown === "expert") {
+    const panel = this._panels[this._shown];
+    const open = panel.querySelector("details")?.open ?? false;
+    this._late = false;
+    this._told = this._does.turns().filter((turn) => this._routing.of(turn));
+    this._fillShown();
+    const details = panel.querySelector("details");
+    if (details) details.open = open;
+  }
+
+  _fillShown() {
+    if (this._shown === "token") {
+      this._hints.token.hidden = this.selection !== null;
+      this._token.element.hidden = this.selection === null;
+      if (this.selection) this._token.show(this.selection, this._rows, this._expertsOf(this.selection.turn));
+    } else if (this._shown === "expert") {
       if (!this._experts.layers?.includes(this.expert?.layer)) this.expert = null; // of another model
       this._hints.expert.hidden = this.expert !== null;
       this._expert.element.hidden = this.expert === null;

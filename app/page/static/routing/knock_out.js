@@ -81,6 +81,20 @@ export class KnockOut {
     this._try.focus();
   }
 
+  /** The conversation is another one: all experts are on, and what is asked of the server is not waited for. */
+  forget() {
+    this._running?.abort();
+    this._running = null;
+    this._off = [];
+    this._turns = [];
+    this._turn = this._wanted = null;
+    this._choice.replaceChildren();
+    this._result.replaceChildren();
+    this._status.removeAttribute("data-problem");
+    this._status.textContent = "";
+    this._changed();
+  }
+
   /** Stop what goes on. */
   cancel() {
     this._running?.abort();
@@ -152,31 +166,38 @@ export class KnockOut {
       return null;
     } catch (error) {
       told = running.signal.aborted ? say("inspector.cancelled") : say("inspector.failed", { why: error.message });
-      if (!running.signal.aborted) this._status.dataset.problem = "";
+      if (this._running === running && !running.signal.aborted) this._status.dataset.problem = "";
       return null;
     } finally {
-      this._running = null;
-      this._status.textContent = told;
-      this._show();
+      // Of a conversation that was forgotten there is nothing to tell.
+      if (this._running === running) {
+        this._running = null;
+        this._status.textContent = told;
+        this._show();
+      }
     }
   }
 
   async _answer() {
     const turn = this._turn;
     const off = [...this._off];
-    const { temperature, seed } = this._does.settings();
+    const settings = this._does.settings();
+    const seed = turn.seed ?? settings.seed ?? null;
+    // Without a seed two answers would differ by chance, whatever is off.
+    const temperature = seed === null ? 0 : (settings.temperature ?? 0);
     const given = await this._posted(new URL("../../knock_out", import.meta.url), {
       knock_out: off.map(({ layer, expert }) => [layer, expert]),
-      temperature: temperature ?? 0,
-      seed: turn.seed ?? seed ?? null,
+      temperature,
+      seed,
       speak: turn.reply.sound.length > 0,
     });
     if (!given) return;
-    this._result.replaceChildren(...this._compared(turn, off, given));
+    this._result.replaceChildren(...this._compared(turn, off, { ...given, temperature, seed }));
     this._does.say(say("inspector.without_said", { text: given.text }));
   }
 
   async _importance() {
+    const turn = this._turn; // another may be chosen while the server counts
     const given = await this._posted(new URL("../../importance", import.meta.url), { count: COUNT });
     if (!given) return;
     const row = ({ layer, expert, modality, estimate, exact }) =>
@@ -197,7 +218,7 @@ export class KnockOut {
         h("td", { class: "figure" }, nats(exact, true)),
       );
     this._result.replaceChildren(
-      h("h4", {}, say("inspector.mattered", { turn: this._turn.number })),
+      h("h4", {}, say("inspector.mattered", { turn: turn.number })),
       h("p", { class: "soft" }, say("inspector.mattered_about")),
       h(
         "table",
@@ -209,7 +230,7 @@ export class KnockOut {
   }
 
   _compared(turn, off, given) {
-    const { tokens, lost } = given;
+    const { tokens, lost, temperature, seed } = given;
     const before = joined(Int16Array, turn.reply.sound);
     const after = given.sound ? samplesOf(given.sound) : new Int16Array(0);
     const [old, fresh] = differences(turn.reply.text, given.text);
@@ -231,6 +252,11 @@ export class KnockOut {
     const heard = given.heard && given.heard !== turn.user.text;
     return [
       h("p", {}, say("inspector.without", { turn: turn.number, off: off.map(expertName).join("; ") })),
+      h(
+        "p",
+        { class: "soft drawn" },
+        seed === null ? say("inspector.no_seed") : say("inspector.drawn", { temperature, seed }),
+      ),
       h("div", { class: "compared" }, side("with_all", old, before), side("without_them", fresh, after)),
       given.text === turn.reply.text ? h("p", {}, say("inspector.same_words")) : null,
       heard ? h("p", {}, say("inspector.heard_now", { text: given.heard })) : null,

@@ -11,12 +11,20 @@ import { TokenCard } from "./token_card.js";
 export function showMoment(data, place) {
   learn(data.words);
   document.title = data.lines[0];
-  const pieces = data.turns.map(({ number, trace, delta, experts, from }) => {
+  const pieces = data.turns.map(({ number, trace, delta, experts, from, tokens }) => {
     const rows = trace ? Rows.exactly(trace) : new Rows(delta.layers, delta.k);
     if (delta) rows.push(delta);
-    return { turn: { number, experts, from }, rows, from: 0, to: rows.length };
+    rows.first = from;
+    return { turn: { number, experts, tokens }, rows, from: 0, to: rows.length };
   });
-  const card = new TokenCard({ select: (selection) => look(selection) });
+  const beside = ({ turn, token, layer }, by) => {
+    const at = pieces.findIndex((piece) => piece.turn === turn);
+    const to = token + by;
+    if (to >= 0 && to < pieces[at].rows.length) return { turn, token: to, layer };
+    const next = pieces[at + by];
+    return next ? { turn: next.turn, token: by > 0 ? 0 : next.rows.length - 1, layer } : null;
+  };
+  const card = new TokenCard({ select: (selection) => look(selection), beside });
   const drawing = drawingOf(pieces, data.lines);
   const canvas = painted(drawing);
   const stage = h("div", { class: "moment-ribbon" }, canvas);

@@ -31,6 +31,8 @@ export async function pageFile(pieces, { lines, words, sounds }) {
     user: { text: turn.user.text, sound: voice(turn.user.sound) },
     reply: { text: turn.reply.text, sound: voice(joined(Int16Array, turn.reply.sound)) },
     experts,
+    from: rows.first + from,
+    tokens: rows.first + rows.length,
     [rows.exact ? "trace" : "delta"]: rows.exact ? traceOf(rows, experts, from, to) : deltaOf(rows, from, to),
   }));
   const { inspector } = words;

@@ -2,22 +2,55 @@
 
 import { h } from "../dom.js";
 import { say } from "../words.js";
-import { balance, leakage, load, persistence, usedOf } from "./counts.js";
+import { balance, kept, keptShares, leakage, load, persistence, usedOf } from "./counts.js";
 import { AUDIO, TEXT } from "./rows.js";
 import { choiceOf, factList, formulas, groupOf, modalityOf, percent, scrolled } from "./telling.js";
 
+const counted = new WeakMap(); // of Rows: what was counted of them last
+
+/** What there is to count of one piece. Rows only grow: the same piece of the same rows is counted once. */
+function countsOf({ rows, from, to }, experts) {
+  const known = counted.get(rows);
+  if (known && known.from === from && known.to === to && known.experts === experts) return known.counts;
+  const piece = { rows, from, to };
+  const counts = {
+    sides: [TEXT, AUDIO].map((modality) => sumsOf(piece, experts, modality)),
+    load: load([piece], experts),
+    leaks: leakage(rows, experts, from, to),
+    keeps: persistence([piece], experts),
+  };
+  counted.set(rows, { from, to, experts, counts });
+  return counts;
+}
+
+/** The sums of all pieces' counts, in the same shape. */
+function summed(all, experts) {
+  const leaks = { outside: 0, decisions: 0 };
+  const sum = { sides: [noSums(), noSums()], load: load([], experts), leaks, keeps: kept() };
+  for (const counts of all) {
+    for (const modality of [TEXT, AUDIO]) {
+      for (const name of Object.keys(sum.sides[modality])) sum.sides[modality][name] += counts.sides[modality][name];
+      const { share, pairs } = counts.keeps[modality === AUDIO ? "audio" : "text"];
+      sum.keeps.sums[modality] += pairs ? share * pairs : 0;
+      sum.keeps.pairs[modality] += pairs;
+    }
+    counts.load.forEach((count, i) => (sum.load[i] += count));
+    leaks.outside += counts.leaks.outside;
+    leaks.decisions += counts.leaks.decisions;
+  }
+  return sum;
+}
+
 /** The elements that tell of pieces [{rows, from, to (not included)}] of a model with these `experts`. */
 export function spanPanel(pieces, experts) {
-  const sides = [TEXT, AUDIO].map((modality) => meansOf(pieces, experts, modality));
-  const counts = load(pieces, experts);
-  const leaks = { outside: 0, decisions: 0 };
-  for (const { rows, from, to } of pieces) {
-    const { outside, decisions } = leakage(rows, experts, from, to);
-    leaks.outside += outside;
-    leaks.decisions += decisions;
-  }
-  const { used, idle, all } = usedOf(counts, experts);
-  const kept = persistence(pieces, experts);
+  const all = summed(
+    pieces.map((piece) => countsOf(piece, experts)),
+    experts,
+  );
+  const { load: counts, leaks } = all;
+  const sides = all.sides.map(meansOf);
+  const keptShare = keptShares(all.keeps, experts);
+  const uses = usedOf(counts, experts);
   const n = sides[TEXT].tokens + sides[AUDIO].tokens;
   return h(
     "div",
@@ -33,11 +66,11 @@ export function spanPanel(pieces, experts) {
         say("inspector.leakage_is", leaks),
         { "data-outside": leaks.outside, "data-decisions": leaks.decisions },
       ],
-      [say("inspector.used"), say("inspector.used_is", { used, idle, all }), { "data-used": used, "data-idle": idle }],
+      [say("inspector.used"), say("inspector.used_is", uses), { "data-used": uses.used, "data-idle": uses.idle }],
     ]),
     ...[TEXT, AUDIO]
-      .map((modality) => (sides[modality].tokens ? sideOfSpan(sides[modality], kept, counts, modality, experts) : null))
-      .filter(Boolean),
+      .filter((modality) => sides[modality].tokens)
+      .map((modality) => sideOfSpan(sides[modality], keptShare, counts, modality, experts)),
     formulas([
       [say("inspector.leakage"), say("inspector.leakage_formula")],
       [say("inspector.persistence"), say("inspector.persistence_formula")],
@@ -45,50 +78,56 @@ export function spanPanel(pieces, experts) {
       [say("inspector.removed"), say("inspector.removed_formula")],
       [say("inspector.entropy"), say("inspector.entropy_formula")],
       [say("inspector.cv"), say("inspector.cv_formula")],
+      [say("inspector.idle"), say("inspector.idle_formula")],
       [say("inspector.effective"), say("inspector.effective_formula")],
     ]),
   );
 }
 
-/** {tokens, known, confidence, removed, entropy}: means over tokens and layers; `known` of them have an entropy. */
-function meansOf(pieces, experts, modality) {
-  const sums = { confidence: 0, removed: 0, entropy: 0 };
-  let [tokens, sure, known, cells] = [0, 0, 0, 0];
-  for (const { rows, from, to } of pieces) {
-    for (let token = from; token < to; token++) {
-      if (rows.modality[token] !== modality) continue;
-      tokens += 1;
-      for (let layer = 0; layer < rows.layers.length; layer++) {
-        const { confidence, removed, entropy } = choiceOf(rows, experts, token, layer);
-        cells += 1;
-        sums.removed += removed;
-        if (confidence !== null) {
-          sure += 1;
-          sums.confidence += confidence;
-        }
-        const size = groupOf(experts, modality, layer).length;
-        if (entropy !== null && size > 1) {
-          known += 1;
-          sums.entropy += entropy / Math.log(size);
-        }
+/** `cells`: tokens times layers; `sure` of them have a confidence, `known` an entropy. */
+const noSums = () => ({ tokens: 0, cells: 0, sure: 0, known: 0, confidence: 0, removed: 0, entropy: 0 });
+
+function sumsOf({ rows, from, to }, experts, modality) {
+  const sums = noSums();
+  for (let token = from; token < to; token++) {
+    if (rows.modality[token] !== modality) continue;
+    sums.tokens += 1;
+    for (let layer = 0; layer < rows.layers.length; layer++) {
+      const { confidence, removed, entropy } = choiceOf(rows, experts, token, layer);
+      sums.cells += 1;
+      sums.removed += removed;
+      if (confidence !== null) {
+        sums.sure += 1;
+        sums.confidence += confidence;
+      }
+      const size = groupOf(experts, modality, layer).length;
+      if (entropy !== null && size > 1) {
+        sums.known += 1;
+        sums.entropy += entropy / Math.log(size);
       }
     }
   }
+  return sums;
+}
+
+/** {tokens, confidence, removed, entropy}: means over tokens and layers. */
+function meansOf({ tokens, cells, sure, known, confidence, removed, entropy }) {
   return {
     tokens,
-    confidence: sure ? sums.confidence / sure : null,
-    removed: cells ? sums.removed / cells : null,
-    entropy: known ? sums.entropy / known : null,
+    confidence: sure ? confidence / sure : null,
+    removed: cells ? removed / cells : null,
+    entropy: known ? entropy / known : null,
   };
 }
 
-function sideOfSpan({ tokens, confidence, removed, entropy }, kept, counts, modality, experts) {
-  const { share, chance, pairs } = kept[modality === AUDIO ? "audio" : "text"];
+function sideOfSpan({ tokens, confidence, removed, entropy }, keptShare, counts, modality, experts) {
+  const { share, chance, pairs } = keptShare[modality === AUDIO ? "audio" : "text"];
   const told = (value) =>
     value === null ? say("inspector.unknown") : say("inspector.mean", { percent: percent(value), n: tokens });
   const layers = experts.layers.map((number, layer) => ({
     number,
     ...balance(counts, modality, layer, experts, experts.per_token, tokens),
+    tokens,
     counts: groupOf(experts, modality, layer).map(
       (expert) => counts[(modality * experts.layers.length + layer) * experts.routed + expert],
     ),
@@ -131,7 +170,7 @@ function sideOfSpan({ tokens, confidence, removed, entropy }, kept, counts, moda
             "tr",
             {},
             ...["layer_column", "load"].map((name) => h("th", { scope: "col" }, say(`inspector.${name}`))),
-            ...["cv", "cv_chance", "idle", "effective"].map((name) =>
+            ...["cv", "cv_chance", "idle", "idle_chance", "effective", "effective_chance"].map((name) =>
               h("th", { scope: "col", class: "figure" }, say(`inspector.${name}`)),
             ),
           ),
@@ -142,13 +181,23 @@ function sideOfSpan({ tokens, confidence, removed, entropy }, kept, counts, moda
   );
 }
 
-function loadRow({ number, cv, chance, dead, effective, counts }, modality, experts) {
+function loadRow({ number, tokens, cv, chance, dead, effective, counts }, modality, experts) {
   const group = groupOf(experts, modality, experts.layers.indexOf(number));
+  const size = group.length;
+  // Of `tokens` fair draws of k.
+  const idleChance = size * Math.max(1 - experts.per_token / size, 0) ** tokens;
+  const effectiveChance = size * Math.exp(-(chance ** 2) / 2);
   const most = Math.max(...counts, 1);
   const told = counts.map((count, i) => say("inspector.load_one", { expert: group[i], count })).join(", ");
   return h(
     "tr",
-    { "data-layer": number, "data-cv": cv, "data-chance": chance },
+    {
+      "data-layer": number,
+      "data-cv": cv,
+      "data-chance": chance,
+      "data-idle-chance": idleChance,
+      "data-effective-chance": effectiveChance,
+    },
     h("th", { scope: "row" }, String(number)),
     h(
       "td",
@@ -162,6 +211,8 @@ function loadRow({ number, cv, chance, dead, effective, counts }, modality, expe
     h("td", { class: "figure" }, cv.toFixed(2)),
     h("td", { class: "figure" }, chance.toFixed(2)),
     h("td", { class: "figure" }, String(dead)),
+    h("td", { class: "figure" }, idleChance.toFixed(1)),
     h("td", { class: "figure" }, effective.toFixed(1)),
+    h("td", { class: "figure" }, effectiveChance.toFixed(1)),
   );
 }

@@ -7,12 +7,13 @@ import { modalityOf, percent, scrolled, timeOf, tokenText, whoOf } from "./telli
 const PAGE = 50; // tokens
 
 export class TableTwin {
-  /** `does`: select({turn, token, layer}), turns(). */
+  /** `does`: select({turn, token, layer}), turns(), say(text). */
   constructor(routing, does) {
     this._routing = routing;
     this._does = does;
     this._page = 0;
-    this._status = h("p", { class: "soft", role: "status" });
+    this._selection = null;
+    this._place = h("p", { class: "soft table-place" });
     this._buttons = Object.fromEntries(
       ["first", "before", "next", "last"].map((action) => [
         action,
@@ -28,23 +29,30 @@ export class TableTwin {
       "div",
       { class: "table-twin" },
       h("div", { class: "pager" }, ...Object.values(this._buttons)),
-      this._status,
+      this._place,
       this._table,
     );
   }
 
-  /** Show the page of a selection, or the one that was shown; `experts`: of which model. */
-  show(selection = null) {
+  /** Show the page of a selection that is another one than before; else the page that was shown, as it is now. */
+  show(selection) {
+    const { turn, token } = this._selection ?? {};
+    const other = selection?.turn !== turn || selection?.token !== token;
+    this._selection = selection;
     const tokens = this._tokens();
-    if (selection) {
-      const place = tokens.findIndex(({ turn, token }) => turn === selection.turn && token === selection.token);
+    if (selection && other) {
+      const place = tokens.findIndex((one) => one.turn === selection.turn && one.token === selection.token);
       if (place >= 0) this._page = Math.floor(place / PAGE);
     }
+    this._draw(tokens);
+  }
+
+  _draw(tokens) {
     const pages = Math.max(Math.ceil(tokens.length / PAGE), 1);
     this._page = Math.min(Math.max(this._page, 0), pages - 1);
     const shown = tokens.slice(this._page * PAGE, (this._page + 1) * PAGE);
     const from = tokens.length ? this._page * PAGE + 1 : 0;
-    this._status.textContent = say("inspector.table_page", {
+    this._place.textContent = say("inspector.table_page", {
       from,
       to: this._page * PAGE + shown.length,
       all: tokens.length,
@@ -55,7 +63,7 @@ export class TableTwin {
     this._buttons.next.disabled = this._buttons.last.disabled = this._page === pages - 1;
     const held = document.activeElement?.closest("[data-row]")?.dataset.row;
     const layers = shown[0]?.rows.layers ?? [];
-    this._table.replaceChildren(this._drawn(shown, layers, selection));
+    this._table.replaceChildren(this._drawn(shown, layers, this._selection));
     if (held) this._table.querySelector(`[data-row="${held}"] button`)?.focus();
   }
 
@@ -69,10 +77,12 @@ export class TableTwin {
   }
 
   _turn(action) {
-    const last = Math.ceil(this._tokens().length / PAGE) - 1;
+    const tokens = this._tokens();
+    const last = Math.ceil(tokens.length / PAGE) - 1;
     this._page = { first: 0, before: this._page - 1, next: this._page + 1, last }[action];
-    this.show();
+    this._draw(tokens);
     this._table.scrollTop = 0;
+    this._does.say(this._place.textContent);
   }
 
   _drawn(shown, layers, selection) {

@@ -79,8 +79,11 @@ export function choiceOf(rows, experts, token, layer) {
       ranked.push({ expert, probability: exact.ranked_probs[i], chosen: taken.some((one) => one.expert === expert) });
     }
   }
+  // Shares in bytes may leave nothing of a group that was chosen from.
+  const known = exact ? 0 : ranked.reduce((sum, { probability }) => sum + probability, 0);
+  const left = Math.max(1 - removed, known); // of the group's probability
   const apart = (first, second) =>
-    second < ranked.length ? (ranked[first].probability - ranked[second].probability) / (1 - removed) : null;
+    second < ranked.length && left > 0 ? (ranked[first].probability - ranked[second].probability) / left : null;
   const unmasked = [];
   for (let i = 0; i < k; i++) {
     const expert = exact ? exact.unmasked[cell * wide + i] : rows.unmasked.view[cell * k + i];
@@ -101,12 +104,14 @@ export function choiceOf(rows, experts, token, layer) {
 /** The first of a turn's tokens that belongs to this exchange: what is before it was said earlier and is read again. */
 export function ownFrom(rows) {
   const last = rows.turn.at(-1) ?? null;
-  return last === null
-    ? 0
-    : Math.max(
-        rows.turn.findIndex((turn) => turn >= last - 1),
-        0,
-      );
+  if (last !== null) {
+    const first = rows.turn.findIndex((turn) => turn >= last - 1);
+    return Math.max(first, 0);
+  }
+  // Without an exact trace no token tells its message: the last that was asked begins it.
+  let from = rows.role.lastIndexOf("user");
+  while (from > 0 && rows.role[from - 1] === "user") from -= 1;
+  return Math.max(from, 0);
 }
 
 /** {pcm, rate}: the sound around a token of audio, as it was said or heard; null where the page has none. */

@@ -15,8 +15,17 @@ import {
   whoOf,
 } from "./telling.js";
 
+/** Where a token stands in its turn, of which the rows may be a part. */
+function placeOf({ turn, token }, rows) {
+  const before = rows.first;
+  return { token: before + token + 1, all: turn.tokens ?? before + rows.length, turn: turn.number };
+}
+
 export class TokenCard {
-  /** `does`: select({turn, token, layer}), and selectExpert({layer, expert}) where experts can be looked at. */
+  /**
+   * `does`: select({turn, token, layer}), and selectExpert({layer, expert}) where experts can be looked at. Steps stay
+   * in the turn, unless `beside(selection, 1 or -1)` tells the next selection, or null.
+   */
   constructor(does) {
     this._does = does;
     this.element = h("div", { class: "token-card" });
@@ -41,7 +50,7 @@ export class TokenCard {
         this._step(selection, rows, 1),
       ),
       factList([
-        [say("inspector.place"), say("inspector.place_in", { token: token + 1, all: rows.length, turn: turn.number })],
+        [say("inspector.place"), say("inspector.place_in", placeOf(selection, rows))],
         [say("inspector.who"), whoOf(rows.role[token])],
         [say("inspector.modality"), modalityOf(rows.modality[token])],
         id === null ? null : [say("inspector.id"), String(id), { "data-id": id }],
@@ -67,8 +76,15 @@ export class TokenCard {
     if (held) this.element.querySelector(`[data-keep="${held}"]`)?.focus();
   }
 
-  _step(selection, rows, by) {
+  /** The selection one token before or after this one, or null. */
+  _beside(selection, rows, by) {
+    if (this._does.beside) return this._does.beside(selection, by);
     const token = selection.token + by;
+    return token >= 0 && token < rows.length ? { ...selection, token } : null;
+  }
+
+  _step(selection, rows, by) {
+    const next = this._beside(selection, rows, by);
     return h(
       "button",
       {
@@ -76,8 +92,8 @@ export class TokenCard {
         class: "button quiet",
         "data-keep": by < 0 ? "before" : "after",
         "aria-label": say(by < 0 ? "inspector.token_before" : "inspector.token_after"),
-        disabled: token < 0 || token >= rows.length,
-        onclick: () => this._does.select({ ...selection, token }),
+        disabled: next === null,
+        onclick: () => this._does.select(next),
       },
       by < 0 ? "←" : "→",
     );
@@ -190,18 +206,19 @@ export class TokenCard {
   _layers(selection, rows) {
     const move = (event, layer) => {
       const last = rows.layers.length - 1;
+      const here = { ...selection, layer };
       const to = {
         ArrowUp: { layer: Math.max(layer - 1, 0) },
         ArrowDown: { layer: Math.min(layer + 1, last) },
         Home: { layer: 0 },
         End: { layer: last },
-        ArrowLeft: { token: Math.max(selection.token - 1, 0) },
-        ArrowRight: { token: Math.min(selection.token + 1, rows.length - 1) },
+        ArrowLeft: this._beside(here, rows, -1) ?? here,
+        ArrowRight: this._beside(here, rows, 1) ?? here,
       }[event.key];
       if (!to || event.altKey || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
       event.stopPropagation(); // the ribbon listens to arrows, too
-      this._does.select({ ...selection, layer, ...to });
+      this._does.select({ ...here, ...to });
     };
     return h(
       "ol",
