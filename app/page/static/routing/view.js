@@ -26,7 +26,8 @@ export class View {
   /**
    * `facts`: the server's. `does`: play(int16, rate), a Promise that ends with the sound, stop(), settings(), turns()
    * in order, select(selection | null), selectExpert({layer, expert} | null), brush({from, to} | null),
-   * download(blob, name), about(), say(text), off([[layer, expert], ..]): which experts are off, wide(on): give the room more width, or take it back.
+   * download(blob, name), about(), say(text), off([[layer, expert], ..]): which experts are off, wide(on): give the
+   * room more width, or take it back.
    */
   constructor(facts, does) {
     this._facts = facts;
