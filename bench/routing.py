@@ -37,6 +37,7 @@ PAIRS = 20  # of replies with and without recording
 ROUNDS, STRETCH_S = 6, 10  # of the server's: each round has one of each kind
 PAGE_S, PAGE_TURNS = 20, 3
 SOAK_S, SOAK_TURN_S, WARM_TURNS = 600, 30, 2
+KEPT = 8  # ranked experts a token and layer, of which the exact trace tells
 IDLE_S = 3.0
 LATE_S = 30.0  # after which what did not come will not come
 LONG_FRAME_MS = 50.0
@@ -299,13 +300,14 @@ async def _soak(socket: str, process: psutil.Process, report: Report) -> None:
     heap, whole, server = (after - before for before, after in zip(sizes[WARM_TURNS - 1], sizes[-1]))
     config = MostConfig.lite()
     k, tokens = config.num_experts_per_tok, SOAK_TURN_S * TOKENS_PER_S + PROMPT
-    live = tokens * len(config.moe_layers) * (3 * k + 1)
+    cells = tokens * len(config.moe_layers)
+    live, exact = cells * (3 * k + 1), cells * (4 * k + 10 * KEPT + 8)
     sound = 2 * WIRE_RATE * SOAK_TURN_S
     later = turns - WARM_TURNS
     report.figures |= {
         "page_heap_growth_mb": heap,
         "page_heap_mb": sizes[-1][0],
-        "page_data_mb": later * (live + sample.record_bytes + sound) / MEGABYTE,
+        "page_data_mb": later * (live + exact + sample.record_bytes + sound) / MEGABYTE,
         "page_rss_growth_mb": whole,
         "server_rss_growth_mb": server,
         "page_fps": frames.fps,
@@ -316,7 +318,8 @@ async def _soak(socket: str, process: psutil.Process, report: Report) -> None:
         f"{turns} turns of {SOAK_TURN_S} s; growth from the end of the first minute to the end of the last",
         "page_heap_growth_mb: objects of the page's scripts after a collection. What is kept of the conversation as "
         "plain bytes lies outside of it and is page_data_mb: experts, weights, unmasked experts and removed shares "
-        f"({live / tokens:.0f} bytes a token), the files of each reply ({sample.record_bytes / tokens:.0f}), its sound",
+        f"({live / tokens:.0f} bytes a token), the exact numbers once a turn is over ({exact / tokens:.0f}), the files of "
+        f"each reply ({sample.record_bytes / tokens:.0f}), its sound",
         "page_rss_growth_mb: of all of Chromium's processes, that data included; page_fps: from the first frame on",
     ]
 

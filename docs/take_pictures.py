@@ -88,6 +88,8 @@ def closely(page: Page, scheme: str) -> None:
     """The routing of what was said: a token's card, and an answer without one expert."""
     page.click('#most [data-action="wide"]')
     page.wait_for_timeout(500)
+    box = page.locator(".ribbon-overview").bounding_box()
+    page.mouse.click(box["x"] + 0.83 * box["width"], box["y"] + 0.5 * box["height"])  # where words become speech
     box = page.locator(".ribbon-canvas").bounding_box()
     page.mouse.click(box["x"] + 0.55 * box["width"], box["y"] + 0.7 * box["height"])
     page.mouse.move(0, 0)
