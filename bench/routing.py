@@ -318,8 +318,8 @@ async def _soak(socket: str, process: psutil.Process, report: Report) -> None:
         f"{turns} turns of {SOAK_TURN_S} s; growth from the end of the first minute to the end of the last",
         "page_heap_growth_mb: objects of the page's scripts after a collection. What is kept of the conversation as "
         "plain bytes lies outside of it and is page_data_mb: experts, weights, unmasked experts and removed shares "
-        f"({live / tokens:.0f} bytes a token), the exact numbers once a turn is over ({exact / tokens:.0f}), the files of "
-        f"each reply ({sample.record_bytes / tokens:.0f}), its sound",
+        f"({live / tokens:.0f} bytes a token), the exact numbers once a turn is over ({exact / tokens:.0f}), the files "
+        f"of each reply ({sample.record_bytes / tokens:.0f}), its sound",
         "page_rss_growth_mb: of all of Chromium's processes, that data included; page_fps: from the first frame on",
     ]
 
