@@ -33,7 +33,7 @@ def test_axe_finds_nothing_serious(browser_for, app_url, scheme, size):
         page.wait_for_selector("dialog[open]")
         assert violations(page) == []
         page.keyboard.press("Escape")
-        for tab in page.get_by_role("tab").all()[1:]:
+        for tab in page.get_by_role("tab").and_(page.locator(":not(#most *)")).all()[1:]:  # Gradio's
             tab.click()
             page.wait_for_timeout(300)
             assert violations(page) == []
