@@ -15,7 +15,7 @@ from pydantic import Field
 
 from app.audio import WIRE_RATE, from_pcm16, resampled, to_pcm16
 from app.engine import Make, Pause
-from app.page.exact_trace import Tables, decoded, exact, in_base64, in_base64_each, read_tables
+from app.page.exact_trace import Tables, decoded, in_base64, in_base64_each, read_tables
 from app.rest.api import Answer, Asked, Refusal, Service, Whole, checked, shown, to_json, waveform
 from most_core import Done, GenerationSettings, Most, Reply, RoutingTrace
 from most_core.config import AUDIO, TEXT
@@ -177,7 +177,6 @@ def _told(trace: RoutingTrace, plain: Replay, without: Replay, reply: Reply) -> 
             "finish_reason": reply.finish_reason,
             "sound": in_base64(to_pcm16(resampled(reply.waveform, reply.sample_rate, WIRE_RATE))),
             "tables": in_base64_each(reply.trace.to_bytes()),
-            "trace": exact(reply.trace),
             "tokens": tokens,
             "lost": {"text": mean(TEXT), "audio": mean(AUDIO), "total": float(lost.sum())},
         }

@@ -61,7 +61,7 @@ export function turnsOf({ session, sounds, traces }) {
 }
 
 /** A trace's files as live turns have them, of base64. */
-export function tablesOf(tables) {
+function tablesOf(tables) {
   return Object.fromEntries(TABLES.map((table) => [table, bytesOf(tables[table])]));
 }
 
